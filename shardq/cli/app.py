@@ -1,0 +1,78 @@
+"""The command group: which commands there are, and what an error looks like to a person or a script.
+
+A command's module is imported only when that command is used; `shardq --help` imports none of them.
+Exit statuses: 0 done, 1 a shardq error (one line on stderr), 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NamedTuple
+
+import click
+
+from shardq.errors import ShardqError
+
+_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+class CommandEntry(NamedTuple):
+    """Where a command lives ("module:object") and the line the group's help shows for it."""
+
+    target: str
+    help: str
+
+
+COMMANDS: dict[str, CommandEntry] = {
+    "up": CommandEntry("shardq.cli.up:up", "Run a local Redis or Valkey cluster in the foreground."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands come from COMMANDS and are imported one at a time."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        module_name, _, object_name = entry.target.partition(":")
+        command = getattr(import_module(module_name), object_name)
+        assert isinstance(command, click.Command), f"{entry.target} is no click command"
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start here: `shardq up` in one terminal; the other commands find that cluster by themselves.",
+)
+@click.version_option(package_name="shardq", message="shardq %(version)s")
+def cli() -> None:
+    """A sharded, cluster-aware stream queue on Redis Cluster."""
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line (this process's own by default) and return its exit status; never raises a ShardqError.
+
+    Commands return None; one that ends with another status than 0 without an error calls `context.exit(status)`.
+    """
+    try:
+        status = cli.main(args=arguments, prog_name="shardq", standalone_mode=False)
+    except ShardqError as error:
+        click.echo(f"error: {' '.join(str(error).split())}", err=True)
+        return 1
+    except click.ClickException as error:
+        error.show(sys.stderr)
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return _INTERRUPTED
+    return status if isinstance(status, int) else 0

@@ -1,0 +1,32 @@
+"""Options that several commands share, so that they are spelled and explained alike everywhere. Never runs anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+DEFAULT_URL = "redis://127.0.0.1:7000"
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def url_option(command: Command) -> Command:
+    """`--url` or SHARDQ_URL, passed to the command as `url`."""
+    return click.option(
+        "--url",
+        envvar="SHARDQ_URL",
+        default=DEFAULT_URL,
+        show_default=True,
+        show_envvar=True,
+        metavar="URL",
+        help="Any node of the cluster; rediss:// for TLS.",
+    )(command)
+
+
+def json_option(command: Command) -> Command:
+    """`--json`, passed to the command as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of text for people.")(
+        command
+    )
