@@ -1,0 +1,120 @@
+"""What the leader of a group does at each heartbeat: see who lives, plan, publish, offer what has to move. It only
+decides who should own what: reading, committing, renewing and the moves themselves go on without it.
+
+Decide, then perform: core/plan.py computes the plan from members and the plan before; here it is compared with what is
+stored and only differences are written.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import anyio
+
+from shardq.core.lease import Watch
+from shardq.core.plan import Plan
+from shardq.errors import CorruptData, StoreError
+from shardq.runtime.settings import WorkerSettings
+from shardq.storage import calls
+from shardq.storage.keys import Keys, ShardKeys
+from shardq.storage.pipes import Pipes
+
+_log = logging.getLogger("shardq")
+
+AUDIT_EVERY = 30
+
+
+class Coordinator:
+    """The leader's work for one group. `begin` at each election, `tick` at each heartbeat."""
+
+    def __init__(
+        self, *, pipes: Pipes, keys: Keys, group: str, shards: dict[int, ShardKeys], settings: WorkerSettings
+    ) -> None:
+        self._pipes, self._keys, self._group, self._settings = pipes, keys, group, settings
+        self._shards = shards
+        self._term = 0
+        self._watches: dict[str, Watch] = {}
+        self._unsettled: set[int] = set()
+        self._ticks = 0
+
+    def begin(self, term: int) -> None:
+        """A new term: whoever is a member counts as alive until it has stood still for a whole lease from now."""
+        self._term = term
+        self._watches = {}
+        self._unsettled = set(self._shards)
+        self._ticks = 0
+
+    async def tick(self, nonce: str, beat: calls.Beat, before: Plan) -> bool:
+        """One round; false when another leader's term has begun."""
+        if beat.members:
+            plan, dead = self._decide(beat.members, before)
+            if plan != before or dead:
+                version = await self._publish(nonce, plan, dead, beat.members)
+                if version is None:
+                    return False
+                self._unsettled |= {shard for shard, owner in plan.owners.items() if before.owners.get(shard) != owner}
+            else:
+                version = beat.plan_version
+                self._ticks += 1
+                if self._ticks % AUDIT_EVERY == 0:
+                    self._unsettled = set(self._shards)
+            await self._settle(plan, version, beat.members)
+        return True
+
+    def _decide(self, members: dict[str, calls.Member], before: Plan) -> tuple[Plan, list[str]]:
+        now = anyio.current_time()
+        self._watches = {name: self._watches.get(name, Watch()) for name in members}
+        alive, dead = [], []
+        for name, member in members.items():
+            if self._watches[name].see(now, member.nonce, member.beats) >= self._settings.lease_s:
+                dead.append(name)
+            elif not member.leaving:
+                alive.append(name)
+        return Plan.make(self._shards, alive, before), dead
+
+    async def _publish(self, nonce: str, plan: Plan, dead: list[str], members: dict[str, calls.Member]) -> int | None:
+        removed = [part for name in dead for part in (name, members[name].value)]
+        status, version = await calls.control_call(
+            self._pipes,
+            self._keys,
+            self._group,
+            "plan",
+            [nonce, self._term, plan.to_bytes(), self._keys.control_bell(self._group), *removed],
+            timeout_s=self._settings.leader_lease_s,
+        )
+        if status != "OK":
+            return None
+        for name in dead:
+            _log.warning(
+                "worker %s of %s/%s gave no sign of life for %g s: its shards go to others",
+                name,
+                self._keys.queue,
+                self._group,
+                self._settings.lease_s,
+            )
+        return version
+
+    async def _settle(self, plan: Plan, version: int, members: dict[str, calls.Member]) -> None:
+        """Offers every shard whose living owner is not the planned one, until it has moved."""
+        async with anyio.create_task_group() as tasks:
+            for shard in sorted(self._unsettled):
+                owner = plan.owners.get(shard)
+                if owner is None or owner not in members:
+                    continue
+                tasks.start_soon(self._offer, shard, version, owner, members[owner].nonce)
+
+    async def _offer(self, shard: int, version: int, owner: str, nonce: str) -> None:
+        try:
+            status = await calls.lease_call(
+                self._pipes,
+                self._shards[shard],
+                self._group,
+                "offer",
+                [version, owner, nonce],
+                timeout_s=self._settings.leader_lease_s / 2,
+            )
+        except (StoreError, CorruptData) as error:
+            _log.warning("shard %d of %s can't be offered yet: %s", shard, self._keys.queue, error)
+            return
+        if status == "OWNED":
+            self._unsettled.discard(shard)

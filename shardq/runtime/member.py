@@ -1,0 +1,194 @@
+"""One process as a member of a group: heartbeats, the plan it is told, and the election. Every worker is a candidate;
+`shardq coordinator` is one that takes no shards. Handles no message and owns no shard.
+
+Leadership, after River's terms: a term belongs to one incarnation (nonce) and one election. A leader trusts its term
+until the moment its last successful heartbeat was *sent* plus the leader lease less a margin; a candidate may take over
+when it has seen (term, leader's beats) unchanged for a whole leader lease on its own clock. What a deposed leader still
+writes is refused: plans carry the term, offers the plan's version. No leader means that no owner changes by plan; what
+is owned goes on, and standbys still take a dead worker's shards.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+
+import anyio
+
+from shardq.core.lease import Trust, Watch
+from shardq.core.plan import Plan
+from shardq.errors import CorruptData, StoreError, UsageError
+from shardq.runtime.coordinator import Coordinator
+from shardq.runtime.settings import WorkerSettings
+from shardq.storage import calls
+from shardq.storage.keys import Keys, ShardKeys
+from shardq.storage.pipes import Pipes
+
+_log = logging.getLogger("shardq")
+
+
+class Member:
+    """Beats until its task is cancelled. `on_change` is called when the plan or the set of silent workers changed."""
+
+    def __init__(
+        self,
+        *,
+        pipes: Pipes,
+        keys: Keys,
+        group: str,
+        shards: dict[int, ShardKeys],
+        name: str,
+        settings: WorkerSettings,
+        takes_shards: bool,
+        on_change: Callable[[], None],
+    ) -> None:
+        self.name = name
+        self.nonce = secrets.token_hex(8)
+        self.plan = Plan()
+        self.plan_version = 0
+        self.silent: frozenset[str] = frozenset()
+        self.leaving = not takes_shards
+        self._pipes, self._keys, self._group, self._settings = pipes, keys, group, settings
+        self._on_change = on_change
+        self._beats = 0
+        self._members: dict[str, Watch] = {}
+        self._leader = Watch()
+        self._term = 0
+        self._trust = Trust(settings.leader_lease_s, -1e9)
+        self._coordinator = Coordinator(pipes=pipes, keys=keys, group=group, shards=shards, settings=settings)
+        self._nudged = anyio.Event()
+
+    @property
+    def leads(self) -> bool:
+        return self._term != 0 and self._trust.trusted(anyio.current_time())
+
+    def nudge(self, _payload: str = "") -> None:
+        """The control bell: the plan, the leader or a member changed, beat now."""
+        self._nudged.set()
+
+    def start_leaving(self) -> None:
+        """From the next heartbeat on the leader gives this worker's shards to others."""
+        self.leaving = True
+        self.nudge()
+
+    async def run(self) -> None:
+        while True:
+            self._nudged = anyio.Event()
+            started = anyio.current_time()
+            try:
+                await self._beat()
+            except (StoreError, CorruptData) as error:
+                _log.warning("%s of %s/%s: a heartbeat failed: %s", self.name, self._keys.queue, self._group, error)
+            pause = self._settings.heartbeat_s - (anyio.current_time() - started)
+            with anyio.move_on_after(max(pause, 0.01)):
+                await self._nudged.wait()
+                # A burst of bells (a rolling start) makes one heartbeat, not one each.
+                await anyio.sleep(min(0.02, self._settings.heartbeat_s / 10))
+
+    async def say_goodbye(self) -> None:
+        """Resigns and leaves, so that nobody waits anything out."""
+        timeout = self._settings.leader_lease_s
+        bell = self._keys.control_bell(self._group)
+        try:
+            if self._term:
+                await self._control("resign", [self.nonce, self._term, bell], timeout)
+                self._term = 0
+            await self._control("leave", [self.name, self.nonce, bell], timeout)
+        except (StoreError, CorruptData) as error:
+            _log.warning("%s could not sign off, the others will wait its lease out: %s", self.name, error)
+
+    # -- one heartbeat ---------------------------------------------------------------------------------------
+
+    async def _beat(self) -> None:
+        self._beats += 1
+        term, sent = self._term, anyio.current_time()
+        beat = await calls.beat(
+            self._pipes,
+            self._keys,
+            self._group,
+            worker=self.name,
+            nonce=self.nonce,
+            beats=self._beats,
+            leaving=self.leaving,
+            term=self._term,
+            plan_version=self.plan_version,
+            watch=self._watched(),
+            timeout_s=self._settings.leader_lease_s,
+        )
+        if beat is None:
+            msg = f"another process goes by the name {self.name!r} in group {self._group!r}: give each worker its own"
+            raise UsageError(msg)
+        self._take_plan(beat)
+        self._take_members(beat.members, anyio.current_time())
+        await self._take_leader(beat, sent)
+        if term and term == self._term and self.leads:  # only a heartbeat sent as the leader saw every member
+            await self._lead(beat)
+
+    def _watched(self) -> Sequence[str]:
+        """The leader sees everybody; a worker those whose shards it stands by for."""
+        if self._term:
+            return ("*",)
+        return sorted(
+            {
+                self.plan.owners[shard]
+                for shard, name in self.plan.standby.items()
+                if name == self.name and shard in self.plan.owners
+            }
+        )
+
+    def _take_plan(self, beat: calls.Beat) -> None:
+        if beat.plan is not None and beat.plan_version != self.plan_version:
+            self.plan = Plan.from_bytes(beat.plan)
+            self.plan_version = beat.plan_version
+            self._on_change()
+
+    def _take_members(self, members: dict[str, calls.Member], now: float) -> None:
+        self._members = {name: self._members.get(name, Watch()) for name in members}
+        for name, member in members.items():
+            self._members[name].see(now, member.nonce, member.beats)
+        silent = frozenset(
+            name for name, watch in self._members.items() if watch.still_for(now) > self._settings.silent_after_s
+        )
+        gone = {
+            owner
+            for shard, owner in self.plan.owners.items()
+            if self.plan.standby.get(shard) == self.name and owner not in members and owner != self.name
+        }
+        if silent | gone != self.silent:
+            self.silent = silent | gone
+            self._on_change()
+
+    async def _take_leader(self, beat: calls.Beat, sent: float) -> None:
+        if beat.leader_nonce == self.nonce and beat.term == self._term:
+            self._trust.renewed(sent)
+            return
+        if self._term:
+            _log.warning(
+                "%s of %s/%s no longer leads: term %d was taken over",
+                self.name,
+                self._keys.queue,
+                self._group,
+                self._term,
+            )
+            self._term = 0
+        still = self._leader.see(anyio.current_time(), beat.term, beat.leader_beats, beat.leader_nonce)
+        if beat.leader_nonce and still < self._settings.leader_lease_s:
+            return
+        sent = anyio.current_time()
+        status, term = await self._control(
+            "lead", [self.name, self.nonce, beat.term, beat.leader_beats], self._settings.leader_lease_s
+        )
+        if status == "OK":
+            self._term = term
+            self._trust = Trust(self._settings.leader_lease_s, sent)
+            self._coordinator.begin(term)
+            _log.info("%s leads %s/%s, term %d", self.name, self._keys.queue, self._group, term)
+            self.nudge()
+
+    async def _lead(self, beat: calls.Beat) -> None:
+        if not await self._coordinator.tick(self.nonce, beat, self.plan):
+            self._term = 0
+
+    async def _control(self, function: str, args: list[str | bytes | int], timeout_s: float) -> tuple[str, int]:
+        return await calls.control_call(self._pipes, self._keys, self._group, function, args, timeout_s=timeout_s)

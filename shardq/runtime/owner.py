@@ -1,0 +1,312 @@
+"""One shard of one worker: claim its lease, fetch and commit while it holds it, hand it over. The loop, not the rules:
+those are in core/lease.py (time), core/session.py (what a step carries) and scripts/*.lua (what is atomic).
+
+    claim -> serve -> (lost | transferred | released) -> claim again while the shard is wanted
+
+Invariants:
+- A step that got no answer is sent again as it is; TRYAGAIN, MOVED, timeouts and a cluster that is down are not a lost
+  lease. Only FENCED is.
+- A handover commits everything that ran here before the lease moves: nothing is handled twice.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import anyio
+
+from shardq.core.lease import Trust, Watch
+from shardq.core.session import NEW, Step
+from shardq.errors import CorruptData, LeaseLost, ShardqError, StoreError
+from shardq.runtime.runners import Runners
+from shardq.runtime.settings import WorkerSettings
+from shardq.runtime.shard import OwnedShard
+from shardq.storage import calls
+from shardq.storage.cluster import Confirm
+from shardq.storage.keys import ShardKeys
+from shardq.storage.pipes import Pipes
+
+_log = logging.getLogger("shardq")
+
+STEP_TIMEOUT_S = 60.0
+PAUSE_AFTER_ERROR_S = 1.0
+HEIR_PATIENCE_S = 2.0
+
+
+class ShardOwner:
+    """Claims and serves one shard until it is neither wanted nor held."""
+
+    def __init__(
+        self,
+        *,
+        queue: str,
+        group: str,
+        shard: int,
+        keys: ShardKeys,
+        worker: str,
+        nonce: str,
+        settings: WorkerSettings,
+        pipes: Pipes,
+        confirm: Confirm | None,
+        runners: Runners,
+        plan_version: Callable[[], int],
+        hears: Callable[[str], bool],
+    ) -> None:
+        self.shard = shard
+        self.held: OwnedShard | None = None
+        self.wanted = True
+        self.leaving = False
+        self._queue, self._group, self._keys = queue, group, keys
+        self._worker, self._nonce = worker, nonce
+        self._settings, self._pipes, self._confirm = settings, pipes, confirm
+        self._runners = runners
+        self._plan_version, self._hears = plan_version, hears
+        self._rung = False
+        self._bell = anyio.Event()
+        self._leaving_since: float | None = None
+
+    def ring(self, payload: str = "") -> None:
+        """The shard's bell: a message came, or the lease moved."""
+        self._rung = True
+        self._bell.set()
+        if self.held is not None:
+            self.held.wake()
+
+    def want(self, wanted: bool) -> None:
+        """Whether the plan (or a silent owner's standby) gives this shard to this worker."""
+        if wanted != self.wanted:
+            self.wanted = wanted
+            self.ring()
+
+    def leave(self, *, has_heir: bool) -> None:
+        """The worker stops: hand over to the heir, or, without one, release once what runs is finished."""
+        if self._leaving_since is None or not has_heir:
+            self._leaving_since = anyio.current_time() if has_heir else -1e9
+            self.leaving, self.wanted = True, False
+            self.ring()
+
+    async def run(self) -> None:
+        """Until the shard is neither wanted nor held."""
+        while True:
+            held = await self._claim()
+            if held is None:
+                return
+            self.held = held
+            try:
+                await self._serve(held)
+            except LeaseLost as error:
+                _log.warning("%s", error)
+            held.lose()
+            self._runners.interrupt(held)
+            self.held = None
+
+    async def abandon(self) -> None:
+        """After a cancellation: one last commit of what was finished, and the lease back. Errors leave it to time."""
+        held = self.held
+        if held is None:
+            return
+        try:
+            content = held.session.next_step(0)
+            await calls.step(
+                self._pipes,
+                self._keys,
+                self._group,
+                held.token,
+                content,
+                renew=False,
+                wait=False,
+                timeout_s=self._settings.lease_s,
+            )
+            await calls.lease_call(
+                self._pipes, self._keys, self._group, "release", [held.token], timeout_s=self._settings.lease_s
+            )
+        except ShardqError as error:
+            _log.warning(
+                "shard %d of %s: its lease was not given back, it runs out: %s", self.shard, self._queue, error
+            )
+
+    # -- claiming --------------------------------------------------------------------------------------------
+
+    async def _claim(self) -> OwnedShard | None:
+        watch = Watch()
+        pair: tuple[int, str] | None = None
+        while self.wanted:
+            self._bell = anyio.Event()
+            sent = anyio.current_time()
+            seen = pair if watch.still_for(sent) >= self._settings.lease_s else None
+            try:
+                reply = await calls.acquire(
+                    self._pipes,
+                    self._keys,
+                    self._group,
+                    self._worker,
+                    self._nonce,
+                    self._plan_version(),
+                    seen,
+                    timeout_s=self._settings.lease_s,
+                    confirm=self._confirm,
+                )
+            except ShardqError as error:
+                _log.warning("shard %d of %s: can't take the lease yet: %s", self.shard, self._queue, error)
+                await anyio.sleep(min(PAUSE_AFTER_ERROR_S, self._settings.lease_s / 5))
+                continue
+            if reply.status == "OK":
+                return OwnedShard(
+                    self._queue,
+                    self._group,
+                    self.shard,
+                    reply.epoch,
+                    self._nonce,
+                    reply.step,
+                    Trust(self._settings.lease_s, sent),
+                    self._runners.ready,
+                )
+            pause = self._settings.claim_poll_s
+            if reply.status == "HELD":
+                pair = (reply.epoch, reply.renewals)
+                still = watch.see(anyio.current_time(), *pair)
+                pause = max(min(pause, self._settings.lease_s - still), 0.001)
+                if reply.heir == self._nonce:
+                    await self._say_ready()
+            with anyio.move_on_after(pause):
+                await self._bell.wait()
+        return None
+
+    async def _say_ready(self) -> None:
+        try:
+            await calls.lease_call(
+                self._pipes, self._keys, self._group, "ready", [self._nonce], timeout_s=self._settings.lease_s
+            )
+        except ShardqError as error:
+            _log.warning(
+                "shard %d of %s: can't tell its owner that its heir is ready: %s", self.shard, self._queue, error
+            )
+
+    # -- serving ---------------------------------------------------------------------------------------------
+
+    async def _serve(self, held: OwnedShard) -> None:
+        """Steps until the lease is handed over; raises LeaseLost when it was taken."""
+        buffer = self._settings.buffer_messages
+        caught_up, heir_ready, stepped_at, drain_from = False, False, -1e9, 0.0
+        while True:
+            if self._rung:
+                self._rung = caught_up = False
+            now = anyio.current_time()
+            if not held.draining and (heir_ready or self._release_due(now)):
+                held.draining, drain_from = True, now
+            if held.draining:
+                if held.running == 0 and not held.session.uncommitted:
+                    await self._hand_over(held, heir_ready)
+                    return
+                self._hurry(held, now - drain_from)
+            pause = self._until_due(held, now, stepped_at, caught_up)
+            if pause > 0:
+                await self._rest(held, pause, 0 if caught_up else buffer // 2)
+                continue
+            stepped_at = now
+            limit = 0 if held.draining else held.session.entries_wanted(buffer)
+            stepped, content = await self._step(held, limit, renew=caught_up or now >= held.trust.renew_at_monotonic_s)
+            if limit:
+                caught_up = content.cursor == NEW and not stepped.entries and not stepped.repeated
+            heir_ready = bool(stepped.heir)
+
+    def _until_due(self, held: OwnedShard, now: float, stepped_at: float, caught_up: bool) -> float:
+        """Seconds until the next step is due by itself; 0 when it is now."""
+        session, settings = held.session, self._settings
+        fetch = not caught_up and not held.draining and session.outstanding <= settings.buffer_messages // 2
+        last_commit = session.uncommitted and (session.outstanding == 0 or (held.draining and held.running == 0))
+        if fetch or last_commit:
+            return 0.0
+        due = held.trust.renew_at_monotonic_s
+        if session.outstanding or session.uncommitted:
+            commit = max(
+                stepped_at + settings.commit_interval_s,
+                now if session.uncommitted else now + settings.commit_interval_s,
+            )
+            due = min(due, commit)
+        if caught_up:
+            due = min(
+                due, stepped_at + (settings.idle_poll_s if self._hears(self._keys.bell) else settings.deaf_poll_s)
+            )
+        return due - now
+
+    @staticmethod
+    async def _rest(held: OwnedShard, pause: float, wake_at: int) -> None:
+        held.awake = anyio.Event()
+        held.wake_at = wake_at
+        with anyio.move_on_after(pause):
+            await held.awake.wait()
+        held.wake_at = -1
+
+    async def _step(self, held: OwnedShard, limit: int, *, renew: bool) -> tuple[calls.Stepped, Step]:
+        """One step, sent until it is answered; hands what it brought to the runners."""
+        session = held.session
+        content = session.next_step(limit)
+        stepped, sent = await self._send(held, content, renew=renew)
+        session.applied(content)
+        if renew:
+            self._runners.resume(held, held.renewed(sent))
+        if stepped.repeated:
+            session.reread()
+        else:
+            self._runners.deliver(held, session.receive(content, stepped.entries, stepped.progress))
+        return stepped, content
+
+    async def _send(self, held: OwnedShard, content: Step, *, renew: bool) -> tuple[calls.Stepped, float]:
+        """Sends one step until it is answered; returns the answer and when the answered try began."""
+        while True:
+            sent = anyio.current_time()
+            try:
+                stepped = await calls.step(
+                    self._pipes,
+                    self._keys,
+                    self._group,
+                    held.token,
+                    content,
+                    renew=renew,
+                    wait=content.entries_max > 0,
+                    timeout_s=STEP_TIMEOUT_S,
+                )
+            except (StoreError, CorruptData) as error:
+                _log.warning(
+                    "shard %d of %s: a commit got no answer, it is sent again: %s", self.shard, self._queue, error
+                )
+                await anyio.sleep(PAUSE_AFTER_ERROR_S)
+            else:
+                return stepped, sent
+
+    # -- handing over ----------------------------------------------------------------------------------------
+
+    def _release_due(self, now: float) -> bool:
+        return self._leaving_since is not None and now - self._leaving_since > HEIR_PATIENCE_S
+
+    def _hurry(self, held: OwnedShard, draining_s: float) -> None:
+        """The drain limit passed: a stopping worker cancels what runs, a handover goes on waiting (nothing twice)."""
+        if draining_s > self._settings.drain_limit_s and self.leaving:
+            self._runners.interrupt(held)
+
+    async def _hand_over(self, held: OwnedShard, heir_ready: bool) -> None:
+        """Transfers to the heir, or releases. When the heir is gone (NOHEIR) the claim that follows finds the lease
+        ours still, and the pending entries are read again."""
+        function = "transfer" if heir_ready else "release"
+        while True:
+            try:
+                status = await calls.lease_call(
+                    self._pipes,
+                    self._keys,
+                    self._group,
+                    function,
+                    [held.token],
+                    timeout_s=self._settings.lease_s,
+                    confirm=self._confirm,
+                )
+            except (StoreError, CorruptData) as error:
+                if not held.trust.trusted(anyio.current_time()):
+                    return  # whoever comes next waits the lease out
+                _log.warning("shard %d of %s: can't hand over yet: %s", self.shard, self._queue, error)
+                continue
+            if status == "NOHEIR" and self.leaving:
+                function = "release"
+                continue
+            return

@@ -1,0 +1,337 @@
+"""The producer: messages in, record batches out, each stored once. Knows nothing of workers.
+
+How it goes: every shard has a list of open batches and at most one call in flight. A message is encoded into its
+shard's last batch; a shard with something to send waits in the pipe of its node (storage/pipes.py); what gathers while
+its call is under way is the next batch. No task, future, lock or call per message.
+
+Invariants:
+- `buffered` counts the bytes of every message not yet stored or given up; beyond the limit senders wait.
+- A send that returned is stored; one that raised says whether the outcome is unknown.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import secrets
+import time
+from collections.abc import AsyncIterable, Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack
+from itertools import islice
+from types import TracebackType
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import mmh3
+
+from shardq.core import records
+from shardq.core.hashing import key_hash
+from shardq.core.records import Headers, Key
+from shardq.core.routing import RoutingTable
+from shardq.errors import (
+    ClosedError,
+    InvalidKey,
+    MessageTooLarge,
+    NotStored,
+    ShardqError,
+    UsageError,
+)
+from shardq.runtime.buffers import PendingBatch, ShardBuffer
+from shardq.storage.cluster import Cluster, Confirm
+from shardq.storage.keys import ShardKeys
+from shardq.storage.pipes import Pipes
+
+_log = logging.getLogger("shardq")
+
+CHUNK = 2000
+CHUNK_BYTES = 1024 * 1024
+_SURROGATES = "a str key has surrogates that UTF-8 can't carry: send the key as bytes instead"
+MESSAGE_OVERHEAD_BYTES = 8
+
+
+class Producer:
+    """Sends to one queue. Get one from `Queue.producer()` and enter it with `async with`."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        table: RoutingTable,
+        shards: Mapping[int, ShardKeys],
+        confirm: Confirm | None,
+        max_batch_messages: int,
+        max_batch_bytes: int,
+        max_message_bytes: int,
+        max_buffered_bytes: int,
+        delivery_timeout_s: float,
+    ) -> None:
+        self.id = secrets.token_hex(8)
+        self.confirm = confirm
+        self.delivery_timeout_s = delivery_timeout_s
+        self._cluster = cluster
+        self._table = table
+        self._max_batch_messages = max_batch_messages
+        self._max_batch_bytes = max_batch_bytes
+        self._max_message_bytes = max_message_bytes
+        self._max_buffered_bytes = max_buffered_bytes
+        self._shards = [
+            ShardBuffer(self, index, shard.id, shards[shard.id]) for index, shard in enumerate(table.shards)
+        ]
+        self._buffered_bytes = 0
+        self._unsettled: set[PendingBatch] = set()
+        self._space: anyio.Event | None = None
+        self._unreported: list[PendingBatch] = []
+        self._failed_batches = 0
+        self._put_messages = 0
+        self._sticky = self._shards[random.randrange(len(self._shards))]
+        self._sticky_batch = self._sticky.open
+        self._stack: AsyncExitStack | None = None
+        self._pipes: Pipes | None = None
+
+    async def __aenter__(self) -> Producer:
+        if self._stack is not None:
+            msg = "this producer is open already: make another one with queue.producer()"
+            raise ClosedError(msg)
+        async with AsyncExitStack() as stack:
+            tasks = await stack.enter_async_context(anyio.create_task_group())
+            stack.callback(tasks.cancel_scope.cancel)
+            self._pipes = Pipes(self._cluster, tasks)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            await self.close()
+            return
+        if self._unsettled:
+            _log.warning(
+                "producer left by an error with %d messages not known to be stored", self._unsettled_messages()
+            )
+        await self._shut()
+
+    async def close(self) -> None:
+        """Flushes, then closes. Raises NotStored like `flush`; closed it is in any case."""
+        try:
+            await self.flush()
+        finally:
+            await self._shut()
+
+    async def _shut(self) -> None:
+        self._pipes = None
+        stack, self._stack = self._stack, AsyncExitStack()
+        if stack is not None:
+            await stack.aclose()
+
+    @property
+    def pipes(self) -> Pipes:
+        if self._pipes is None:
+            msg = "this producer is not open: use it inside `async with queue.producer() as producer:`"
+            raise ClosedError(msg)
+        return self._pipes
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes of the messages that are neither stored nor given up."""
+        return self._buffered_bytes
+
+    async def send(self, value: Any, *, key: Key = None, headers: Headers | None = None) -> str:
+        """Sends one message and returns its id when it is stored.
+
+        Raises InvalidKey, InvalidValue, MessageTooLarge (nothing was sent) or a StoreError; where that has
+        `outcome_unknown`, the message may be stored. A send that is cancelled may be stored too.
+        """
+        batch, index = await self._put(key, value, headers)
+        await batch.wait()
+        if batch.error is not None:
+            batch.reported = True
+            raise batch.error
+        return f"{batch.shard.id}/{batch.entry}/{index}"
+
+    async def send_many(self, pairs: Iterable[tuple[Key, Any]] | AsyncIterable[tuple[Key, Any]]) -> int:
+        """Sends (key, value) pairs, in order per key, and returns their number when all are stored.
+
+        Memory stays within `max_buffered_bytes` however many there are. When a batch fails no more pairs are taken and
+        NotStored says how many are not (known to be) stored. A pair that can't be sent raises as in `send`, once all
+        before it are stored; a note on the error says how many those are.
+        """
+        sent, failed = 0, self._failed_batches
+        try:
+            if isinstance(pairs, AsyncIterable):
+                async for key, value in pairs:
+                    await self._put(key, value, None)
+                    sent += 1
+                    if self._failed_batches != failed:
+                        break
+            else:
+                source, more = iter(pairs), True
+                while more and self._failed_batches == failed:
+                    before = self._put_messages
+                    try:
+                        more = self._put_chunk(source)
+                    finally:
+                        sent += self._put_messages - before
+                    await anyio.lowlevel.checkpoint()
+                    await self._wait_for_space()
+        except UsageError as error:
+            error.add_note(f"{sent} messages before it were sent")
+            await self.flush()
+            raise
+        await self.flush()
+        return sent
+
+    async def flush(self) -> None:
+        """Waits until every message sent so far is stored.
+
+        Raises NotStored when some are not, or not known to be: those that no `send` has raised an error for.
+        """
+        for batch in list(self._unsettled):
+            await batch.wait()
+        lost = [batch for batch in self._unreported if not batch.reported]
+        self._unreported = []
+        if lost:
+            count = sum(batch.count for batch in lost)
+            where = ", ".join(str(shard) for shard in sorted({batch.shard.id for batch in lost}))
+            unknown = any(getattr(batch.error, "outcome_unknown", False) for batch in lost)
+            state = "are not known to be stored" if unknown else "are not stored"
+            msg = f"{count} messages of shards {where} {state}: {lost[0].error}"
+            raise NotStored(msg, count) from lost[0].error
+
+    # -- filling batches -------------------------------------------------------------------------------------
+
+    async def _put(self, key: Key, value: Any, headers: Headers | None) -> tuple[PendingBatch, int]:
+        await self._wait_for_space()
+        packed = records.pack_value(value)
+        size = records.value_bytes(packed)
+        if headers is not None:
+            size += sum(len(name) + len(text) for name, text in records.check_headers(headers).items())
+        shard = self._shard_of(key)
+        if key is not None:
+            size += len(key)
+        self._check_size(size)
+        batch = self._add(shard, key, packed, size, time.time_ns() // 1_000_000)
+        index = len(batch.keys) - 1
+        if headers:
+            batch.headers = batch.headers or {}
+            batch.headers[index] = dict(headers)
+        self._buffered_bytes += size + MESSAGE_OVERHEAD_BYTES
+        shard.close_full()
+        shard.start()
+        return batch, index
+
+    def _put_chunk(self, source: Iterator[tuple[Key, Any]]) -> bool:
+        """Takes up to CHUNK pairs; false when there are no more. The hot loop: about 1 us a message."""
+        shards, index_for, hash_of = self._shards, self._table.index_for, mmh3.hash
+        pack_value, value_bytes, most = records.pack_value, records.value_bytes, self._max_message_bytes
+        now_ms = time.time_ns() // 1_000_000
+        count = total = 0
+        try:
+            for key, value in islice(source, CHUNK):
+                if type(value) is not bytes:
+                    value = pack_value(value)
+                    size = value_bytes(value)
+                else:
+                    size = len(value)
+                if type(key) is str:
+                    raw = key.encode()
+                    size += len(raw)
+                    shard = shards[index_for(hash_of(raw, 0, False))]
+                else:
+                    shard = self._shard_of(key)
+                    size += len(key) if key is not None else 0
+                if size > most:
+                    self._check_size(size)
+                batch = shard.open
+                if batch.now_ms != now_ms:
+                    self._mark(batch, now_ms)
+                batch.keys.append(key)
+                batch.values.append(value)
+                batch.size += size + MESSAGE_OVERHEAD_BYTES
+                if batch.size > self._max_batch_bytes or len(batch.keys) >= self._max_batch_messages:
+                    shard.close_full()
+                if not shard.busy:
+                    shard.start()
+                count += 1
+                total += size + MESSAGE_OVERHEAD_BYTES
+                if total > CHUNK_BYTES:
+                    break
+        except UnicodeEncodeError as error:
+            raise InvalidKey(_SURROGATES) from error
+        finally:
+            self._buffered_bytes += total
+            self._put_messages += count
+        return count == CHUNK or total > CHUNK_BYTES
+
+    def _add(self, shard: ShardBuffer, key: Key, value: Any, size: int, now_ms: int) -> PendingBatch:
+        batch = shard.open
+        if batch.keys and batch.size + size > self._max_batch_bytes:
+            shard.roll()
+            batch = shard.open
+        if batch.now_ms != now_ms:
+            self._mark(batch, now_ms)
+        batch.keys.append(key)
+        batch.values.append(value)
+        batch.size += size + MESSAGE_OVERHEAD_BYTES
+        return batch
+
+    def _mark(self, batch: PendingBatch, now_ms: int) -> None:
+        """Notes when the messages from here on were sent."""
+        if not batch.keys:
+            batch.opened_monotonic_s = anyio.current_time()
+            self._unsettled.add(batch)
+            batch.marks.clear()
+        batch.marks.append((len(batch.keys), now_ms))
+        batch.now_ms = now_ms
+
+    def _shard_of(self, key: Key) -> ShardBuffer:
+        if key is None:
+            return self._sticky_shard()
+        return self._shards[self._table.index_for(key_hash(key))]
+
+    def _sticky_shard(self) -> ShardBuffer:
+        """Messages without a key fill one batch, then the next shard's."""
+        if self._sticky.open is not self._sticky_batch:
+            self._sticky = self._shards[(self._sticky.index + 1) % len(self._shards)]
+            self._sticky_batch = self._sticky.open
+        return self._sticky
+
+    def _check_size(self, size: int) -> None:
+        if size > self._max_message_bytes:
+            msg = (
+                f"a message of {size} bytes is larger than max_message_bytes={self._max_message_bytes}: store it "
+                "elsewhere and send a reference, or raise the limit"
+            )
+            raise MessageTooLarge(msg)
+
+    async def _wait_for_space(self) -> None:
+        if self._pipes is None:
+            _ = self.pipes
+        while self._buffered_bytes > self._max_buffered_bytes:
+            if self._space is None:
+                self._space = anyio.Event()
+            await self._space.wait()
+
+    # -- settling --------------------------------------------------------------------------------------------
+
+    def full(self, batch: PendingBatch) -> bool:
+        """Whether a batch takes no more messages."""
+        return batch.size > self._max_batch_bytes or len(batch.keys) >= self._max_batch_messages
+
+    def ended(self, batch: PendingBatch, error: ShardqError | None, entry: str) -> None:
+        """A batch was stored, or given up."""
+        batch.entry, batch.error, batch.finished = entry, error, True
+        batch.keys, batch.values, batch.headers = [], [], None
+        self._unsettled.discard(batch)
+        self._buffered_bytes -= batch.size
+        if error is not None:
+            self._failed_batches += 1
+            self._unreported.append(batch)
+        if batch.done is not None:
+            batch.done.set()
+        if self._space is not None and self._buffered_bytes <= self._max_buffered_bytes:
+            self._space.set()
+            self._space = None
+
+    def _unsettled_messages(self) -> int:
+        return sum(len(batch.keys) or batch.count for batch in self._unsettled)

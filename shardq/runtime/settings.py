@@ -1,0 +1,69 @@
+"""A worker's numbers, each with its unit, and what follows from the lease time. Computes; reads no environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shardq.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """
+    lease_s          how long a lease is worth without a renewal: a crashed worker's shards rest about this long
+    leader_lease_s   the same for the coordinator's leadership
+    concurrency      messages handled at a time in this process
+    buffer_messages  messages held of one shard at most, about
+    drain_limit_s    how long a stopping worker waits for its running handlers before it cancels them
+    retries          how often a failing message is tried again before it becomes a dead letter
+    """
+
+    lease_s: float = 5.0
+    leader_lease_s: float = 3.0
+    concurrency: int = 32
+    buffer_messages: int = 2000
+    drain_limit_s: float = 25.0
+    retries: int = 5
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("lease_s", 0.5),
+            ("leader_lease_s", 0.3),
+            ("concurrency", 1),
+            ("buffer_messages", 1),
+            ("drain_limit_s", 0),
+            ("retries", 0),
+        ):
+            if getattr(self, name) < least:
+                msg = f"{name.removesuffix('_s')} must be at least {least}, not {getattr(self, name)}"
+                raise UsageError(msg)
+
+    @property
+    def heartbeat_s(self) -> float:
+        """Two missed ones (well within a lease) make the others watch a worker's leases closely."""
+        return min(0.5, self.lease_s / 10, self.leader_lease_s / 4)
+
+    @property
+    def silent_after_s(self) -> float:
+        """A member whose heartbeat stood still so long is watched; a false alarm costs a few reads."""
+        return self.heartbeat_s * 1.8
+
+    @property
+    def claim_poll_s(self) -> float:
+        """How often a lease that is wanted or watched is looked at."""
+        return min(0.25, self.lease_s / 20)
+
+    @property
+    def idle_poll_s(self) -> float:
+        """How often an idle shard is looked at and its lease renewed while its bell is heard."""
+        return min(5 / 3, self.lease_s / 3)
+
+    @property
+    def deaf_poll_s(self) -> float:
+        """The same while its bell is not heard."""
+        return min(0.25, self.lease_s / 10)
+
+    @property
+    def commit_interval_s(self) -> float:
+        """The longest a finished message waits to be committed while others of its shard are still being handled."""
+        return 0.05

@@ -1,0 +1,259 @@
+"""The worker: a group's handler in one process. Puts the parts together: membership and election (member.py), one owner
+per shard (owner.py), runners for the handler (runners.py), bells (bells.py). Talks to Redis through them only.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from typing import TypeVar
+
+import anyio
+from anyio.abc import TaskGroup
+
+from shardq.errors import ClosedError, UsageError
+from shardq.runtime.bells import Bells
+from shardq.runtime.client import Client, Queue
+from shardq.runtime.member import Member
+from shardq.runtime.owner import ShardOwner
+from shardq.runtime.runners import BatchHandler, BatchRunners, Handler, MessageRunners, Runners
+from shardq.runtime.settings import WorkerSettings
+from shardq.storage.keys import check_name
+from shardq.storage.pipes import Pipes
+
+_log = logging.getLogger("shardq")
+
+H = TypeVar("H", bound=Handler)
+B = TypeVar("B", bound=BatchHandler)
+
+
+class Worker:
+    """Handles the messages of one queue for one group.
+
+        worker = shardq.Worker("orders", group="billing", concurrency=32)
+
+        @worker.handler
+        async def bill(message: shardq.Message) -> None: ...
+
+    Run it with `shardq work MODULE:worker`, or inside a program with `await worker.run(client)`.
+
+    queue, group   names; the queue must exist when the worker runs
+    name           this process's name in the group, unique there; made up when not given
+    shards         declares the queue with so many shards if it does not exist
+    concurrency    messages handled at a time in this process
+    lease          seconds: a crashed worker's shards rest about this long
+    buffer         messages held of one shard at most, about
+    drain_limit    seconds that a stopping worker waits for running handlers before it cancels them
+    """
+
+    def __init__(
+        self,
+        queue: str,
+        *,
+        group: str,
+        name: str | None = None,
+        shards: int | None = None,
+        concurrency: int = 32,
+        lease: float = 5.0,
+        buffer: int = 2000,
+        drain_limit: float = 25.0,
+    ) -> None:
+        self.queue = check_name("queue", queue)
+        self.group = check_name("group", group)
+        self._name = check_name("worker", name) if name is not None else None
+        self._shards = shards
+        self.settings = WorkerSettings(
+            lease_s=lease,
+            leader_lease_s=min(3.0, 0.6 * lease),
+            concurrency=concurrency,
+            buffer_messages=buffer,
+            drain_limit_s=drain_limit,
+        )
+        self._handler: Handler | None = None
+        self._batch_handler: BatchHandler | None = None
+        self._stop: anyio.Event | None = None
+
+    def handler(self, function: H) -> H:
+        """Decorator: `async def f(message)` is called for each message; one at a time per key."""
+        self._set_handler(function)
+        self._handler = function
+        return function
+
+    def batch_handler(self, function: B) -> B:
+        """Decorator: `async def f(messages)` is called with lists of messages of one shard, in order."""
+        self._set_handler(function)
+        self._batch_handler = function
+        return function
+
+    def _set_handler(self, function: Callable[..., object]) -> None:
+        if self._handler is not None or self._batch_handler is not None:
+            msg = f"this worker has a handler already; make another shardq.Worker for {function!r}"
+            raise UsageError(msg)
+        if not inspect.iscoroutinefunction(function):
+            msg = f"a handler is an async function: write `async def {getattr(function, '__name__', 'handle')}(...)`"
+            raise UsageError(msg)
+
+    def _runners(self) -> Runners:
+        if self._handler is not None:
+            return MessageRunners(self.settings, self._handler)
+        if self._batch_handler is not None:
+            return BatchRunners(self.settings, self._batch_handler)
+        msg = f"the worker of {self.queue!r} has no handler: decorate one with @worker.handler or @worker.batch_handler"
+        raise UsageError(msg)
+
+    def stop(self) -> None:
+        """Asks a running worker to finish what is in flight, hand its shards over and return from `run`."""
+        if self._stop is not None:
+            self._stop.set()
+
+    async def run(self, client: Client) -> None:
+        """Handles messages until `stop()` or cancellation.
+
+        `stop()` is graceful: nothing is handled twice because of it. A cancelled worker cancels its handlers, commits
+        what they finished and gives its leases back; what they did not finish is handled again elsewhere.
+        """
+        if self._stop is not None:
+            msg = "this worker runs already: make another shardq.Worker to run two in one process"
+            raise ClosedError(msg)
+        runners = self._runners()
+        self._stop = anyio.Event()
+        try:
+            queue = await client.queue(self.queue, shards=self._shards)
+            await queue.open_group(self.group)
+            name = self._name or f"{socket.gethostname().split('.')[0][:40]}-{os.getpid()}-{secrets.token_hex(2)}"
+            await _Running(self, client, queue, name, runners, self._stop).run()
+        finally:
+            self._stop = None
+
+
+class _Running:
+    """One run of a worker."""
+
+    def __init__(
+        self, worker: Worker, client: Client, queue: Queue, name: str, runners: Runners, stop: anyio.Event
+    ) -> None:
+        self.worker, self.client, self.queue, self.name = worker, client, queue, name
+        self.settings, self.runners, self.stop = worker.settings, runners, stop
+        self.bells = Bells(client.cluster)
+        self.owners: dict[int, ShardOwner] = {}
+        self.idle = anyio.Event()
+
+    async def run(self) -> None:
+        async with anyio.create_task_group() as plumbing:
+            # What outlives the handlers: pipes and heartbeats carry the last commits and the goodbye.
+            pipes = Pipes(self.client.cluster, plumbing)
+            member = Member(
+                pipes=pipes,
+                keys=self.queue.keys,
+                group=self.worker.group,
+                shards=self.queue.shards,
+                name=self.name,
+                settings=self.settings,
+                takes_shards=True,
+                on_change=self._replan,
+            )
+            self.member, self.pipes = member, pipes
+            control = self.queue.keys.control_bell(self.worker.group)
+            self.bells.listen(self.queue.keys.control_slot, control, member.nudge)
+            try:
+                async with anyio.create_task_group() as tasks:
+                    self.tasks: TaskGroup = tasks
+                    self.runners.start(tasks)
+                    tasks.start_soon(self.bells.run, tasks)
+                    tasks.start_soon(self._guard_trust)
+                    tasks.start_soon(member.run)
+                    _log.info("worker %s handles %s for group %s", self.name, self.queue.name, self.worker.group)
+                    await self.stop.wait()
+                    await self._stop_gracefully()
+                    tasks.cancel_scope.cancel()
+            finally:
+                with anyio.move_on_after(self.settings.leader_lease_s, shield=True):
+                    await self._release_rest()
+                    await member.say_goodbye()
+                plumbing.cancel_scope.cancel()
+
+    def _replan(self) -> None:
+        """The plan or the set of silent workers changed: start, keep or end a claim on each shard."""
+        plan, me = self.member.plan, self.name
+        for shard in self.queue.shards:
+            owner = plan.owners.get(shard)
+            wanted = not self.stop.is_set() and (
+                owner == me or (plan.standby.get(shard) == me and owner in self.member.silent)
+            )
+            current = self.owners.get(shard)
+            if current is not None:
+                if self.stop.is_set():
+                    current.leave(has_heir=owner not in (None, me))
+                else:
+                    current.want(wanted)
+            elif wanted:
+                self._start_owner(shard)
+
+    def _start_owner(self, shard: int) -> None:
+        keys = self.queue.shards[shard]
+        owner = ShardOwner(
+            queue=self.queue.name,
+            group=self.worker.group,
+            shard=shard,
+            keys=keys,
+            worker=self.name,
+            nonce=self.member.nonce,
+            settings=self.settings,
+            pipes=self.pipes,
+            confirm=self.client.confirm(None),
+            runners=self.runners,
+            plan_version=lambda: self.member.plan_version,
+            hears=self.bells.hears,
+        )
+        self.owners[shard] = owner
+        self.bells.listen(keys.slot, keys.bell, owner.ring)
+        self.tasks.start_soon(self._own, owner)
+
+    async def _own(self, owner: ShardOwner) -> None:
+        await owner.run()
+        if self.owners.get(owner.shard) is owner:
+            del self.owners[owner.shard]
+            self.bells.drop(self.queue.shards[owner.shard].bell)
+        if not self.owners:
+            self.idle.set()
+        self._replan_if_wanted(owner.shard)
+
+    def _replan_if_wanted(self, shard: int) -> None:
+        """The plan may have come back to this worker while the claim was ending."""
+        if not self.stop.is_set() and self.member.plan.owners.get(shard) == self.name and shard not in self.owners:
+            self._start_owner(shard)
+
+    async def _guard_trust(self) -> None:
+        """Cancels the handlers of a shard whose lease can't be trusted any more, before another may take it."""
+        while True:
+            await anyio.sleep(self.settings.lease_s / 50)
+            now = anyio.current_time()
+            for owner in self.owners.values():
+                held = owner.held
+                if held is not None and held.running and not held.trust.trusted(now):
+                    _log.warning(
+                        "shard %d of %s: the lease could not be renewed in time, its handlers are stopped",
+                        held.shard,
+                        self.queue.name,
+                    )
+                    self.runners.interrupt(held)
+
+    async def _stop_gracefully(self) -> None:
+        """Hands every shard to its heir; releases what nobody is there for."""
+        self.member.start_leaving()
+        _log.info("worker %s stops: it hands over %d shards", self.name, len(self.owners))
+        for owner in self.owners.values():
+            owner.leave(has_heir=True)
+        while self.owners:
+            self.idle = anyio.Event()
+            await self.idle.wait()
+
+    async def _release_rest(self) -> None:
+        """After a cancellation: commits what was finished and gives the leases back."""
+        async with anyio.create_task_group() as tasks:
+            for owner in self.owners.values():
+                tasks.start_soon(owner.abandon)

@@ -1,0 +1,109 @@
+-- lease: who may consume one shard for one group. acquire, release, offer, ready, transfer.
+-- Model: the lease is FREE (token '') or HELD by a token 'epoch:nonce'. The nonce belongs to one worker incarnation.
+--   acquire   FREE -> HELD, or HELD -> HELD by another when nobody renewed since the taker looked
+--   offer     names the heir of a HELD lease (coordinator)       ready   the heir says it is set up
+--   transfer  HELD -> HELD by the heir, by the owner itself: no ownerless moment
+--   release   HELD -> FREE by the owner itself
+-- Invariants: the epoch rises at every change of owner and is never given a TTL. No wall clock decides expiry: the taker
+-- says which (epoch, renewals) it saw a whole lease time ago on its own clock, and any renewal since refuses it.
+-- A plan older than the newest seen is refused. allow-oom on all: owners must be able to change on a full server.
+
+local LEASE_FIELDS = {'token', 'epoch', 'nonce', 'owner', 'renewals', 'plan', 'heir', 'heir_nonce', 'heir_ready', 'step'}
+
+local function lease_read(key)
+  local lease, values = {}, redis.call('HMGET', key, unpack(LEASE_FIELDS))
+  for index, name in ipairs(LEASE_FIELDS) do lease[name] = values[index] or '' end
+  lease.exists = values[2] ~= false
+  return lease
+end
+
+local function lease_grant(key, lease, owner, nonce)
+  local epoch = next_term(lease.epoch)
+  redis.call('HSET', key, 'token', epoch .. ':' .. nonce, 'epoch', epoch, 'nonce', nonce, 'owner', owner,
+    'renewals', '0', 'step', '0', 'heir', '', 'heir_nonce', '', 'heir_ready', '')
+  return epoch
+end
+
+-- acquire: take the lease.
+-- KEYS   1 group hash
+-- ARGV   1 worker   2 its nonce   3 plan version   4 epoch seen   5 renewals seen ('' '' when nothing was seen long enough)
+--        6 bell channel
+-- reply  {'OK', epoch, last step number}   also when this nonce holds it already
+--        {'HELD', epoch, renewals, owner, heir nonce}   {'OLDPLAN', newest}   {'MISSING'}
+local function acquire(keys, args)
+  if #keys ~= 1 or #args ~= 6 or not natural(args[3]) then return misuse('acquire takes 1 key and 6 arguments') end
+  local lease = lease_read(keys[1])
+  if not lease.exists then return {'MISSING'} end
+  if lease.token ~= '' and lease.nonce == args[2] then return {'OK', lease.epoch, lease.step} end
+  if natural(args[3]) < (natural(lease.plan) or 0) then return {'OLDPLAN', lease.plan} end
+  local unchanged = lease.epoch == args[4] and lease.renewals == args[5]
+  if lease.token ~= '' and not unchanged then
+    return {'HELD', lease.epoch, lease.renewals, lease.owner, lease.heir_nonce}
+  end
+  redis.call('HSET', keys[1], 'plan', args[3])
+  local epoch = lease_grant(keys[1], lease, args[1], args[2])
+  redis.call('SPUBLISH', args[6], 'lease')
+  return {'OK', epoch, '0'}
+end
+
+-- release: give the lease back.
+-- KEYS   1 group hash      ARGV   1 token   2 bell channel      reply  {'OK'} | {'FENCED', epoch}
+local function release(keys, args)
+  if #keys ~= 1 or #args ~= 2 then return misuse('release takes 1 key and 2 arguments') end
+  local lease = lease_read(keys[1])
+  if lease.token == '' or lease.token ~= args[1] then return {'FENCED', lease.epoch} end
+  redis.call('HSET', keys[1], 'token', '', 'nonce', '', 'owner', '', 'heir', '', 'heir_nonce', '', 'heir_ready', '')
+  redis.call('SPUBLISH', args[2], 'lease')
+  return {'OK'}
+end
+
+-- offer: name the heir, or withdraw the offer with an empty heir.
+-- KEYS   1 group hash      ARGV   1 plan version   2 heir   3 heir's nonce   4 bell channel
+-- reply  {'OK'}   {'FREE'} nobody holds it: acquire   {'OWNED'} the heir holds it already   {'OLDPLAN', newest}
+local function offer(keys, args)
+  if #keys ~= 1 or #args ~= 4 or not natural(args[1]) then return misuse('offer takes 1 key and 4 arguments') end
+  local lease = lease_read(keys[1])
+  if natural(args[1]) < (natural(lease.plan) or 0) then return {'OLDPLAN', lease.plan} end
+  redis.call('HSET', keys[1], 'plan', args[1])
+  if lease.token == '' then return {'FREE'} end
+  if lease.heir_nonce ~= args[3] and lease.nonce ~= args[3] then
+    redis.call('HSET', keys[1], 'heir', args[2], 'heir_nonce', args[3], 'heir_ready', '')
+    redis.call('SPUBLISH', args[4], 'lease')
+  elseif lease.nonce == args[3] then
+    if lease.heir_nonce ~= '' then redis.call('HSET', keys[1], 'heir', '', 'heir_nonce', '', 'heir_ready', '') end
+    return {'OWNED'}
+  end
+  return {'OK'}
+end
+
+-- ready: the heir is connected and set up; the owner may stop fetching and hand over.
+-- KEYS   1 group hash      ARGV   1 heir's nonce   2 bell channel      reply  {'OK'} | {'NOHEIR'}
+local function ready(keys, args)
+  if #keys ~= 1 or #args ~= 2 or args[1] == '' then return misuse('ready takes 1 key and 2 arguments') end
+  local lease = lease_read(keys[1])
+  if lease.token == '' or lease.heir_nonce ~= args[1] then return {'NOHEIR'} end
+  if lease.heir_ready ~= '1' then
+    redis.call('HSET', keys[1], 'heir_ready', '1')
+    redis.call('SPUBLISH', args[2], 'lease')
+  end
+  return {'OK'}
+end
+
+-- transfer: the owner, all committed, hands the lease to the heir that said ready.
+-- KEYS   1 group hash      ARGV   1 token   2 bell channel
+-- reply  {'OK', new epoch} | {'NOHEIR'} the offer was withdrawn: keep the lease | {'FENCED', epoch}
+local function transfer(keys, args)
+  if #keys ~= 1 or #args ~= 2 then return misuse('transfer takes 1 key and 2 arguments') end
+  local lease = lease_read(keys[1])
+  if lease.token == '' or lease.token ~= args[1] then return {'FENCED', lease.epoch} end
+  if lease.heir_ready ~= '1' or lease.heir_nonce == '' then return {'NOHEIR'} end
+  local epoch = lease_grant(keys[1], lease, lease.heir, lease.heir_nonce)
+  redis.call('SPUBLISH', args[2], 'lease')
+  return {'OK', epoch}
+end
+
+redis.register_function{function_name='shardq_1_acquire', callback=acquire, flags={'allow-oom'}}
+redis.register_function{function_name='shardq_1_release', callback=release, flags={'allow-oom'}}
+redis.register_function{function_name='shardq_1_offer', callback=offer, flags={'allow-oom'}}
+redis.register_function{function_name='shardq_1_ready', callback=ready, flags={'allow-oom'}}
+redis.register_function{function_name='shardq_1_transfer', callback=transfer, flags={'allow-oom'}}
