@@ -26,7 +26,10 @@ class CommandEntry(NamedTuple):
 
 
 COMMANDS: dict[str, CommandEntry] = {
+    "demo": CommandEntry("shardq.cli.demo:demo", "Show shardq at work on a cluster of its own, and check the outcome."),
     "up": CommandEntry("shardq.cli.up:up", "Run a local Redis or Valkey cluster in the foreground."),
+    "work": CommandEntry("shardq.cli.work:work", "Run a worker, in one process or several."),
+    "bench": CommandEntry("shardq.cli.bench:bench", "Measure sending and handling beside redis-py and redis-benchmark."),
 }
 
 

@@ -30,3 +30,14 @@ def json_option(command: Command) -> Command:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of text for people.")(
         command
     )
+
+
+def log_level_option(command: Command) -> Command:
+    """`--log-level`, passed to the command as `log_level`."""
+    return click.option(
+        "--log-level",
+        type=click.Choice(["debug", "info", "warning", "error"]),
+        default="info",
+        show_default=True,
+        help="How much is told on stderr.",
+    )(command)

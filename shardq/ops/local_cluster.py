@@ -6,14 +6,12 @@ anything but its own cluster. On Linux its servers die with this process, howeve
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -25,6 +23,7 @@ from typing import Self
 from urllib.parse import quote
 
 from shardq.errors import StoreError, StoreUnavailable, UsageError
+from shardq.ops.processes import die_with_parent
 from shardq.storage.nodes import bus_port, cluster_fault, form_cluster, free_ports, is_port_free, node_info
 
 _HOST = "127.0.0.1"
@@ -52,7 +51,6 @@ _SETTINGS = {
 # PR_SET_PDEATHSIG fires when the *thread* that started the child ends, so one thread that lives as long as the process
 # starts every server; a start or restart from a short-lived worker thread would take the server with it.
 _STARTER = ThreadPoolExecutor(1, "shardq-local-cluster")
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def find_server(explicit: str | None) -> Path:
@@ -93,15 +91,6 @@ def _servers_about() -> Iterator[Path]:
         bundled = Path(package, "_binaries", platform, "valkey-server")
         if os.access(bundled, os.X_OK):
             yield bundled
-
-
-def _die_with_parent(parent_pid: int) -> None:
-    # Runs in the new child before it becomes the server. Without it a parent killed with SIGKILL, which can clean
-    # nothing up, leaves its servers holding ports and memory for good.
-    if _LIBC is not None:
-        _LIBC.prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
-        if os.getppid() != parent_pid:  # the parent was gone before the line above
-            os._exit(1)
 
 
 class LocalServer:
@@ -149,7 +138,7 @@ class LocalServer:
                 stdout=log,
                 stderr=log,
                 process_group=0,  # a Ctrl-C in the terminal is for the parent, which stops its servers in order
-                preexec_fn=partial(_die_with_parent, os.getpid()),
+                preexec_fn=partial(die_with_parent, os.getpid()),
             )
 
     def wait_until_answering(self, deadline: float) -> None:

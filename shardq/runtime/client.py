@@ -126,10 +126,11 @@ class Client:
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
+    ) -> None:
         stack, self._stack, self._pipes = self._stack, None, None
         assert stack is not None
-        return await stack.__aexit__(kind, error, trace)
+        # Without the block's own error: a task group that sees it would hand it on inside an ExceptionGroup.
+        await stack.aclose()
 
     @property
     def pipes(self) -> Pipes:

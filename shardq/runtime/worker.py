@@ -22,6 +22,7 @@ from shardq.runtime.member import Member
 from shardq.runtime.owner import ShardOwner
 from shardq.runtime.runners import BatchHandler, BatchRunners, Handler, MessageRunners, Runners
 from shardq.runtime.settings import WorkerSettings
+from shardq.runtime.tasks import outliving_tasks
 from shardq.storage.keys import check_name
 from shardq.storage.pipes import Pipes
 
@@ -64,7 +65,7 @@ class Worker:
     ) -> None:
         self.queue = check_name("queue", queue)
         self.group = check_name("group", group)
-        self._name = check_name("worker", name) if name is not None else None
+        self.name = check_name("worker", name) if name is not None else None
         self._shards = shards
         self.settings = WorkerSettings(
             lease_s=lease,
@@ -90,12 +91,16 @@ class Worker:
         return function
 
     def _set_handler(self, function: Callable[..., object]) -> None:
-        if self._handler is not None or self._batch_handler is not None:
+        if self.has_handler:
             msg = f"this worker has a handler already; make another shardq.Worker for {function!r}"
             raise UsageError(msg)
         if not inspect.iscoroutinefunction(function):
             msg = f"a handler is an async function: write `async def {getattr(function, '__name__', 'handle')}(...)`"
             raise UsageError(msg)
+
+    @property
+    def has_handler(self) -> bool:
+        return self._handler is not None or self._batch_handler is not None
 
     def _runners(self) -> Runners:
         if self._handler is not None:
@@ -124,7 +129,7 @@ class Worker:
         try:
             queue = await client.queue(self.queue, shards=self._shards)
             await queue.open_group(self.group)
-            name = self._name or f"{socket.gethostname().split('.')[0][:40]}-{os.getpid()}-{secrets.token_hex(2)}"
+            name = self.name or f"{socket.gethostname().split('.')[0][:40]}-{os.getpid()}-{secrets.token_hex(2)}"
             await _Running(self, client, queue, name, runners, self._stop).run()
         finally:
             self._stop = None
@@ -143,7 +148,7 @@ class _Running:
         self.idle = anyio.Event()
 
     async def run(self) -> None:
-        async with anyio.create_task_group() as plumbing:
+        async with outliving_tasks() as plumbing:
             # What outlives the handlers: pipes and heartbeats carry the last commits and the goodbye.
             pipes = Pipes(self.client.cluster, plumbing)
             member = Member(
@@ -174,7 +179,6 @@ class _Running:
                 with anyio.move_on_after(self.settings.leader_lease_s, shield=True):
                     await self._release_rest()
                     await member.say_goodbye()
-                plumbing.cancel_scope.cancel()
 
     def _replan(self) -> None:
         """The plan or the set of silent workers changed: start, keep or end a claim on each shard."""

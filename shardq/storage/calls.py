@@ -13,7 +13,7 @@ from typing import Any
 
 from shardq.core.session import Entry, Step
 from shardq.errors import CorruptData, LeaseLost, UnknownQueue
-from shardq.storage.cluster import Confirm, Packed, pack_call
+from shardq.storage.cluster import Confirm, Packed, pack_call, pack_command
 from shardq.storage.keys import Keys, ShardKeys
 from shardq.storage.pipes import Pipes
 
@@ -270,6 +270,28 @@ async def control_call(
     reply = await pipes.call(keys.control_slot, function, [keys.control(group)], args, timeout_s=timeout_s)
     with _shape(function):
         return reply[0].decode(), int(reply[1]) if len(reply) > 1 else 0
+
+
+@dataclass(frozen=True, slots=True)
+class ControlState:
+    """A group's control hash at one moment. A member listed may be dead: only watching its beats tells."""
+
+    leader: str
+    term: int
+    plan_version: int
+    rebalances: int
+    members: dict[str, Member]
+
+
+async def control_state(pipes: Pipes, keys: Keys, group: str, *, timeout_s: float = 5.0) -> ControlState:
+    """Reads a group's control hash; writes nothing. A group that nobody ever joined is all zeros."""
+    packed = pack_command("HGETALL", keys.control(group))
+    flat = await pipes.command(keys.control_slot, packed, timeout_s=timeout_s)
+    with _shape("HGETALL"):
+        fields = {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
+        term, version, rebalances = (int(fields.get(name, 0)) for name in ("term", "plan_version", "rebalances"))
+        members = {name[2:]: Member.parse(value) for name, value in fields.items() if name.startswith("m:")}
+        return ControlState(fields.get("leader", b"").decode(), term, version, rebalances, members)
 
 
 # -- inspect -------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from redis.exceptions import (
 )
 from redis.maint_notifications import MaintNotificationsConfig
 
-from shardq.errors import StoreUnavailable, UsageError
+from shardq.errors import StoreTimeout, StoreUnavailable, UsageError
 from shardq.storage.functions import function_name, library_source
 from shardq.storage.trouble import Trouble, classify, not_replicated, unanswered, unreachable
 
@@ -250,9 +250,17 @@ class Cluster:
                 trouble.error.__cause__ = error
                 replies.append(trouble)
         if confirm is not None:
+            late = await self._confirmed(node, connection, confirm)
+            for index, call in enumerate(calls):
+                if late is not None and call.confirm is not None and not isinstance(replies[index], Trouble):
+                    replies[index] = late
+
+    @staticmethod
+    async def _confirmed(node: ClusterNode, connection: Connection, confirm: Confirm) -> Trouble | None:
+        """Reads the answer to WAIT; the Trouble of every write before it when it does not suffice."""
+        try:
             short = confirm.shortfall(await connection.read_response())
-            if short is not None:
-                late = not_replicated(node.name, confirm.replicas, short)
-                for index, call in enumerate(calls):
-                    if call.confirm is not None and not isinstance(replies[index], Trouble):
-                        replies[index] = late
+        except ResponseError as error:
+            # A master that was demoted in between refuses WAIT: what it took may be rolled back.
+            return Trouble("refresh", StoreTimeout(f"{node.name} could not confirm a write: {str(error)[:40]}"))
+        return None if short is None else not_replicated(node.name, confirm.replicas, short)

@@ -1,0 +1,38 @@
+"""`shardq coordinator`: a group's coordinator in a process of its own. What it does is runtime/standalone.py's."""
+
+from __future__ import annotations
+
+import anyio
+import click
+
+from shardq.cli.options import log_level_option, url_option
+from shardq.ops.processes import run_async, until_stopped
+from shardq.ops.work import log_to_stderr
+from shardq.runtime.client import connect
+from shardq.runtime.settings import WorkerSettings
+from shardq.runtime.standalone import coordinate
+
+
+@click.command(epilog="Example: shardq coordinator orders --group billing")
+@click.argument("queue")
+@click.option("--group", required=True, metavar="GROUP", help="The consumer group to coordinate.")
+@click.option(
+    "--lease", type=float, default=5.0, show_default=True, metavar="SECONDS", help="The lease time of its workers."
+)
+@url_option
+@log_level_option
+def coordinator(queue: str, group: str, lease: float, url: str, log_level: str) -> None:
+    """Decide which worker of GROUP owns which shard of QUEUE.
+
+    Workers do this among themselves; run one or two of these to keep it out of busy or short-lived workers. One leads,
+    the others stand by. SIGTERM or Ctrl-C hands the leadership over at once.
+    """
+    log_to_stderr(log_level)
+    settings = WorkerSettings(lease_s=lease, leader_lease_s=min(3.0, 0.6 * lease))
+
+    async def work() -> None:
+        async with connect(url) as client:
+            await coordinate(client, queue, group, settings, anyio.Event())
+
+    # Cancelled, it still resigns and signs off, and it has nothing else to finish.
+    run_async(lambda: until_stopped(work, lambda: False))

@@ -1,0 +1,54 @@
+"""`shardq work`: runs a worker, in this process or in several. Finding, running and watching are ops/work.py's."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+import click
+
+from shardq.cli.options import log_level_option, url_option
+from shardq.errors import UsageError
+from shardq.ops.processes import run_async
+from shardq.ops.work import USAGE, load_worker, log_to_stderr, run_worker, supervise
+
+
+@click.command(epilog="Example: shardq work billing:worker --processes 4")
+@click.argument("target", metavar="MODULE:WORKER")
+@click.option("--processes", type=click.IntRange(1, 1000), default=1, show_default=True, help="How many processes.")
+@click.option("--name", metavar="NAME", help="This worker's name in its group, NAME-1, NAME-2, ... with --processes.")
+@click.option("--number", type=int, hidden=True)  # the place of a process that another `shardq work` watches over
+@url_option
+@log_level_option
+@click.pass_context
+def work(
+    context: click.Context,
+    target: str,
+    processes: int,
+    name: str | None,
+    number: int | None,
+    url: str,
+    log_level: str,
+) -> None:
+    """Run the shardq.Worker called WORKER in MODULE.
+
+    The module is imported with the current directory first. SIGTERM or Ctrl-C finishes what is being handled, hands
+    the shards over and ends with status 0; a second one cancels what is still being handled (status 130). With
+    --processes a process that dies is started again.
+    """
+    # Until the worker listens to it: a SIGTERM means that there is nothing to finish.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    log_to_stderr(log_level)
+    try:
+        worker = load_worker(target)
+        if processes > 1:
+            context.exit(run_async(lambda: supervise(target, processes, url, name, log_level)))
+        own_name = name or worker.name
+        if number is not None and own_name is not None:
+            own_name = f"{own_name}-{number}"
+        context.exit(run_async(lambda: run_worker(worker, url, own_name)))
+    except UsageError as error:
+        if number is None:
+            raise
+        click.echo(f"error: {error}", err=True)
+        context.exit(USAGE)

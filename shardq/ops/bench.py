@@ -1,0 +1,338 @@
+"""How fast shardq sends and handles, beside what people use instead: one cluster, one run, the sides in turn.
+
+Each round every side starts on streams of its own and deletes them afterwards; the order turns round from one round to
+the next; a rate is the median of its rounds. Each side's messages are counted in Redis when it is done, and a count
+that is not the one expected is an error: a rate never stands for messages that were not stored or not finished.
+It never leaves a key behind and never touches one outside its own prefix.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import os
+import platform
+import random
+import resource
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import anyio
+from anyio import to_thread
+
+from shardq.errors import CorruptData
+from shardq.ops import bench_peers
+from shardq.ops.bench_peers import DEPTH, GROUP, Counted, Peers
+from shardq.runtime.client import Client, Queue, connect
+from shardq.runtime.worker import Worker
+
+VALUE_BYTES, KEYS = 100, 10_000
+PIPELINE_SHARE = 10  # redis-py's pipelines send this much less: they are so much slower, and their rate is steady
+ACKED_WITHIN_S = 60.0
+
+Say = Callable[[str], None]
+Pairs = Sequence[tuple[str, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """`messages` of each side in each round, and over how many shards or streams."""
+
+    messages: int
+    rounds: int
+    shards: int
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of those compared. `prepare` is not timed and comes before each `run`; `messages` is what must be counted."""
+
+    name: str
+    command: str
+    messages: int
+    run: Callable[[], Awaitable[Counted]]
+    prepare: Callable[[], Awaitable[None]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """One round of one side; CPU microseconds a message, of this side's client and of all masters together."""
+
+    rate: float
+    client_cpu_us: float
+    servers_cpu_us: float
+
+
+def produce(url: str, sizes: Sizes, say: Say) -> dict[str, Any]:
+    """Sending: redis-benchmark where it is installed, redis-py's pipelines, shardq's `send_many`."""
+    return _run(url, sizes, say, "produce", _produce_sides)
+
+
+def consume(url: str, sizes: Sizes, say: Say) -> dict[str, Any]:
+    """Handling what was sent before: redis-py's XREADGROUP and XACK, shardq's `handler` and `batch_handler`."""
+    return _run(url, sizes, say, "consume", _consume_sides)
+
+
+# -- the sides -----------------------------------------------------------------------------------------------
+
+
+class _Shardq:
+    """shardq's side. A new queue for each round: its predecessor's keys were deleted."""
+
+    def __init__(self, client: Client, sizes: Sizes, pairs: Pairs) -> None:
+        self._client, self._sizes, self._pairs = client, sizes, pairs
+        self._rounds = 0
+        self._queue: Queue | None = None
+
+    async def declare(self) -> Queue:
+        self._rounds += 1
+        self._queue = await self._client.queue(f"bench-{self._rounds}", shards=self._sizes.shards)
+        return self._queue
+
+    async def send(self) -> Counted:
+        queue = self._queue or await self.declare()
+        async with queue.producer() as producer:
+            started = perf_counter()
+            await producer.send_many(self._pairs)
+            seconds = perf_counter() - started
+        counters = await queue.counters(())
+        return Counted(sum(shard.appended for shard in counters.values()), seconds)
+
+    async def fill(self) -> None:
+        await self.declare()
+        _check_count("filling the queue", (await self.send()).messages, len(self._pairs))
+
+    async def handle_each(self) -> Counted:
+        worker = Worker(f"bench-{self._rounds}", group=GROUP)
+        tally = _Tally(len(self._pairs))
+
+        @worker.handler
+        async def handle(_message: object) -> None:
+            tally.add(1)
+
+        return await self._work(worker, tally)
+
+    async def handle_lists(self) -> Counted:
+        worker = Worker(f"bench-{self._rounds}", group=GROUP)
+        tally = _Tally(len(self._pairs))
+
+        @worker.batch_handler
+        async def handle(messages: Sequence[object]) -> None:
+            tally.add(len(messages))
+
+        return await self._work(worker, tally)
+
+    async def _work(self, worker: Worker, tally: _Tally) -> Counted:
+        """From the first delivery until Redis has counted every message as acknowledged."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(worker.run, self._client)
+            await tally.complete.wait()
+            acked, seconds = await self._acked(tally)
+            worker.stop()
+        _check_count("shardq's handler was called", tally.handled, len(self._pairs))
+        return Counted(acked, seconds)
+
+    async def _acked(self, tally: _Tally) -> tuple[int, float]:
+        assert self._queue is not None
+        acked, seconds = 0, 0.0
+        with anyio.move_on_after(ACKED_WITHIN_S):
+            while acked < len(self._pairs):
+                counters = await self._queue.counters([GROUP])
+                seconds = perf_counter() - tally.started
+                acked = sum(group.acked for shard in counters.values() for group in shard.groups.values())
+        return acked, seconds
+
+
+class _Tally:
+    """Handler calls: when the first one came, and when all did."""
+
+    def __init__(self, expected: int) -> None:
+        self.started, self.handled, self.complete = 0.0, 0, anyio.Event()
+        self._expected = expected
+
+    def add(self, count: int) -> None:
+        if not self.handled:
+            self.started = perf_counter()
+        self.handled += count
+        if self.handled >= self._expected:
+            self.complete.set()
+
+
+def _produce_sides(client: Client, peers: Peers, sizes: Sizes, say: Say) -> list[Side]:
+    pairs = make_pairs(sizes.messages)
+    few = [value for _, value in pairs][: max(1, sizes.messages // PIPELINE_SHARE)]
+    shardq = _Shardq(client, sizes, pairs)
+
+    async def declare() -> None:
+        await shardq.declare()
+
+    async def pipeline() -> Counted:
+        return await to_thread.run_sync(peers.produce, few)
+
+    async def pipeline_asyncio() -> Counted:
+        return await peers.produce_asyncio(few)
+
+    what = f"{DEPTH} XADDs in each pipeline, over {sizes.shards} streams"
+    sides = [
+        Side("shardq", "async with queue.producer() as p: await p.send_many(pairs)", len(pairs), shardq.send, declare),
+        Side("redis-py", f"redis.cluster.RedisCluster.pipeline(), {what}", len(few), pipeline),
+        Side("redis-py-asyncio", f"redis.asyncio.RedisCluster.pipeline(), {what}", len(few), pipeline_asyncio),
+    ]
+    if bench_peers.has_redis_benchmark():
+        setting = peers.best_setting(sizes.messages, VALUE_BYTES, say)
+
+        async def benchmark() -> Counted:
+            return await to_thread.run_sync(peers.benchmark, setting, sizes.messages, VALUE_BYTES)
+
+        shown = " ".join(peers.benchmark_command(setting, sizes.messages, VALUE_BYTES, shown=True))
+        sides.append(Side("redis-benchmark", shown, sizes.messages, benchmark))
+    return sides
+
+
+def _consume_sides(client: Client, peers: Peers, sizes: Sizes, _say: Say) -> list[Side]:
+    pairs = make_pairs(sizes.messages)
+    shardq = _Shardq(client, sizes, pairs)
+
+    async def fill_streams() -> None:
+        await to_thread.run_sync(peers.fill, sizes.messages, pairs[0][1])
+
+    async def read() -> Counted:
+        return await to_thread.run_sync(peers.consume)
+
+    what = f"xreadgroup(count={DEPTH}) and xack of those, {sizes.shards} streams"
+    count = sizes.messages
+    return [
+        Side("shardq", "shardq.Worker, @worker.batch_handler", count, shardq.handle_lists, shardq.fill),
+        Side("shardq-handler", "shardq.Worker, @worker.handler", count, shardq.handle_each, shardq.fill),
+        Side("redis-py", f"redis.cluster.RedisCluster: {what} one after the other", count, read, fill_streams),
+        Side(
+            "redis-py-asyncio",
+            f"redis.asyncio.RedisCluster: {what} side by side",
+            count,
+            peers.consume_asyncio,
+            fill_streams,
+        ),
+    ]
+
+
+def make_pairs(count: int) -> list[tuple[str, bytes]]:
+    """The messages: the same ones in every run."""
+    chance = random.Random(1)
+    keys = [f"user:{number}" for number in range(KEYS)]
+    values = [chance.randbytes(VALUE_BYTES) for _ in range(KEYS)]
+    return list(zip(chance.choices(keys, k=count), chance.choices(values, k=count), strict=True))
+
+
+# -- the rounds ----------------------------------------------------------------------------------------------
+
+
+def _run(
+    url: str, sizes: Sizes, say: Say, kind: str, make_sides: Callable[[Client, Peers, Sizes, Say], list[Side]]
+) -> dict[str, Any]:
+    prefix = f"shardq-bench-{secrets.token_hex(4)}"
+    peers = Peers(url, prefix, sizes.shards)
+    load = os.getloadavg()[0]
+
+    async def rounds() -> tuple[list[Side], dict[str, list[Timed]]]:
+        async with connect(url, prefix=prefix) as client:
+            sides = make_sides(client, peers, sizes, say)
+            return sides, await alternate(sides, peers, sizes.rounds, say)
+
+    try:
+        sides, timed = anyio.run(rounds)
+        return {"bench": kind, **_result(sides, timed), **_circumstances(peers, sizes, load)}
+    finally:
+        peers.close()
+
+
+async def alternate(sides: Sequence[Side], peers: Peers, rounds: int, say: Say) -> dict[str, list[Timed]]:
+    """One round to warm up, not counted, then the rounds, the order reversed in every other one."""
+    timed: dict[str, list[Timed]] = {side.name: [] for side in sides}
+    for number in range(rounds + 1):
+        for side in sides if number % 2 else reversed(sides):
+            one = await _one(side, peers)
+            if number:
+                timed[side.name].append(one)
+            say(f"round {number or 'for warming up'}: {side.name} {one.rate:,.0f}/s")
+    return timed
+
+
+async def _one(side: Side, peers: Peers) -> Timed:
+    if side.prepare is not None:
+        await side.prepare()
+    gc.collect()  # not the garbage of the side before
+    client_s, servers_s = _client_cpu_s(), peers.servers_cpu_s()
+    counted = await side.run()
+    client_s, servers_s = _client_cpu_s() - client_s, peers.servers_cpu_s() - servers_s
+    _check_count(side.name, counted.messages, side.messages)
+    await to_thread.run_sync(peers.clean)
+    scale = 1e6 / counted.messages
+    return Timed(counted.messages / counted.seconds, client_s * scale, servers_s * scale)
+
+
+def _client_cpu_s() -> float:
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def _check_count(what: str, found: int, expected: int) -> None:
+    if found != expected:
+        msg = f"{what}: {found} messages counted, not {expected}: its rate would mean nothing; run the benchmark again"
+        raise CorruptData(msg)
+
+
+# -- the result ----------------------------------------------------------------------------------------------
+
+
+def _result(sides: Sequence[Side], timed: dict[str, list[Timed]]) -> dict[str, Any]:
+    rates: dict[str, float | None] = {name: round(median(one.rate for one in ones)) for name, ones in timed.items()}
+    rates.setdefault("redis-benchmark", None)  # not installed, or nothing it can do
+    return {
+        "rates": rates,
+        "ratios": ratios(rates),
+        "rounds": {name: [round(one.rate) for one in ones] for name, ones in timed.items()},
+        "cpu_us_per_message": {
+            name: {
+                "client": round(median(one.client_cpu_us for one in ones), 2),
+                "servers": round(median(one.servers_cpu_us for one in ones), 2),
+            }
+            for name, ones in timed.items()
+        },
+        "messages": {side.name: side.messages for side in sides},
+        "commands": {side.name: side.command for side in sides},
+    }
+
+
+def ratios(rates: dict[str, float | None]) -> dict[str, float | None]:
+    """`shardq` over each other; what handles one message at a time also over redis-py."""
+    found: dict[str, float | None] = {}
+    for name, rate in rates.items():
+        if name != "shardq":
+            found[name] = round(rates["shardq"] / rate, 2) if rate and rates["shardq"] else None
+    each, peer = rates.get("shardq-handler"), rates.get("redis-py")
+    if each and peer:
+        found["shardq-handler/redis-py"] = round(each / peer, 2)
+    return found
+
+
+def _circumstances(peers: Peers, sizes: Sizes, load: float) -> dict[str, Any]:
+    return {
+        "sizes": {
+            "messages": sizes.messages,
+            "rounds": sizes.rounds,
+            "shards": sizes.shards,
+            "value_bytes": VALUE_BYTES,
+            "keys": KEYS,
+        },
+        "machine": {"cpus": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}", "load": load},
+        "versions": {
+            "server": peers.server_version(),
+            "python": platform.python_version(),
+            "shardq": importlib.metadata.version("shardq"),
+            **bench_peers.versions(),
+        },
+    }

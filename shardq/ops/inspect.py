@@ -1,0 +1,200 @@
+"""The read model: queues, shards and groups as one moment's numbers, for status, exporter and demo alike. Writes nothing.
+
+Counts are messages unless named otherwise. A shard that can't be read (its master is away) is missing from `shards` and
+named in `unreadable`: the others are shown all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import anyio
+
+from shardq.core.ids import entry_key
+from shardq.errors import CorruptData, ShardqError, StoreError, UnknownQueue, UsageError
+from shardq.runtime.client import Client, Queue
+from shardq.storage import calls
+
+
+@dataclass(frozen=True, slots=True)
+class GroupView:
+    """One group on one shard.
+
+    backlog        stored and not finished
+    pel_messages   of these, delivered: in an entry of the Pending Entries List, and not finished
+    oldest_*_age   seconds since the oldest pending or unread entry was stored, by its node's clock; None: there is none
+    """
+
+    delivered: int
+    acked: int
+    retried: int
+    dead: int
+    backlog: int
+    pel_messages: int
+    pel_entries: int
+    oldest_pending_age_s: float | None
+    oldest_unread_age_s: float | None
+    owner: str
+    held: bool
+    moving: bool
+    epoch: int
+
+    @property
+    def oldest_age_s(self) -> float | None:
+        """Seconds since the oldest entry that is not finished was stored."""
+        return max((age for age in (self.oldest_pending_age_s, self.oldest_unread_age_s) if age is not None), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardView:
+    """One shard; `node` is the master that serves it as far as this client knows, '' while there is none."""
+
+    shard: int
+    slot: int
+    node: str
+    state: str
+    time_ms: int
+    appended: int
+    bytes: int
+    entries: int
+    groups: Mapping[str, GroupView]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupState:
+    """What a group is beyond its shards: `members` may hold workers that died a moment ago."""
+
+    leader: str
+    members: tuple[str, ...]
+    rebalances: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueueView:
+    """One queue. Its shards are not read in the same instant, but each is consistent in itself."""
+
+    queue: str
+    shards: Mapping[int, ShardView]
+    groups: Mapping[str, GroupState]
+    unreadable: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def appended(self) -> int:
+        return sum(shard.appended for shard in self.shards.values())
+
+    def total(self, group: str) -> GroupView | None:
+        """The group over all shards (sums, and the oldest ages); None when no shard has it."""
+        parts = [shard.groups[group] for shard in self.shards.values() if group in shard.groups]
+        return _sum(parts) if parts else None
+
+
+async def read_queue(client: Client, name: str, groups: Sequence[str] | None = None) -> QueueView:
+    """Reads one queue and the groups named (default: every registered one).
+
+    Raises UnknownQueue for a queue that does not exist, UsageError for a group that does not, StoreError when not even
+    the queue's routing table can be read.
+    """
+    queue = await client.queue(name)
+    registered = await _registered(queue)
+    if groups is not None and registered is not None and (unknown := sorted(set(groups) - set(registered))):
+        there = f"its groups are {', '.join(registered)}" if registered else "it has none yet: a worker makes it"
+        raise UsageError(f"queue {name!r} has no group {unknown[0]!r}: {there}")
+    wanted = groups if groups is not None else registered or ()
+    shards: dict[int, ShardView] = {}
+    unreadable: dict[int, str] = {}
+    states: dict[str, GroupState] = {}
+
+    async def look(shard: int) -> None:
+        try:
+            counters = await calls.inspect(client.pipes, queue.shards[shard], wanted)
+            shards[shard] = shard_view(queue, shard, counters)
+        except (StoreError, CorruptData, UnknownQueue) as error:
+            unreadable[shard] = str(error)
+
+    async def look_at_group(group: str) -> None:
+        try:
+            state = await calls.control_state(client.pipes, queue.keys, group)
+        except (StoreError, CorruptData):
+            return  # the members stay unknown; what is in the queue is worth more than an error
+        states[group] = GroupState(state.leader, tuple(sorted(state.members)), state.rebalances)
+
+    async with anyio.create_task_group() as tasks:
+        for shard in queue.shards:
+            tasks.start_soon(look, shard)
+        for group in wanted:
+            tasks.start_soon(look_at_group, group)
+    return QueueView(name, dict(sorted(shards.items())), dict(sorted(states.items())), dict(sorted(unreadable.items())))
+
+
+async def _registered(queue: Queue) -> tuple[str, ...] | None:
+    """Names of the queue's groups, from the first shard that answers; None when none does."""
+    for shard in queue.shards.values():
+        try:
+            return (await calls.inspect(queue.client.pipes, shard, (), timeout_s=1.0)).registered
+        except ShardqError:
+            continue
+    return None
+
+
+def shard_view(queue: Queue, shard: int, counters: calls.ShardCounters) -> ShardView:
+    """One shard's counters, as `Queue.counters()` gives them, with where it lies."""
+    slot = queue.shards[shard].slot
+    node = queue.client.cluster.node_of(slot)
+    return ShardView(
+        shard=shard,
+        slot=slot,
+        node=node.name if node is not None else "",
+        state=counters.state,
+        time_ms=counters.time_ms,
+        appended=counters.appended,
+        bytes=counters.bytes,
+        entries=counters.entries,
+        groups={name: group_view(group, counters) for name, group in sorted(counters.groups.items())},
+    )
+
+
+def group_view(group: calls.GroupCounters, shard: calls.ShardCounters) -> GroupView:
+    """One group's counters on a shard. Entries that other clients wrote count from the moment they are delivered."""
+    finished = group.acked + group.dead
+    return GroupView(
+        delivered=group.delivered,
+        acked=group.acked,
+        retried=group.retried,
+        dead=group.dead,
+        backlog=shard.appended + group.foreign - group.base - finished,
+        pel_messages=max(0, group.delivered - finished),
+        pel_entries=group.pending_entries,
+        oldest_pending_age_s=_age_s(group.oldest_pending, shard.time_ms),
+        oldest_unread_age_s=_age_s(group.oldest_unread, shard.time_ms),
+        owner=group.owner,
+        held=group.held,
+        moving=bool(group.heir),
+        epoch=group.epoch,
+    )
+
+
+def _age_s(entry: str, now_ms: int) -> float | None:
+    # An entry id never falls behind the one before it, so after a clock stepped back it may lie in the future.
+    return max(0, now_ms - entry_key(entry)[0]) / 1000 if entry else None
+
+
+def _sum(parts: Sequence[GroupView]) -> GroupView:
+    def oldest(ages: Sequence[float | None]) -> float | None:
+        return max((age for age in ages if age is not None), default=None)
+
+    return GroupView(
+        delivered=sum(part.delivered for part in parts),
+        acked=sum(part.acked for part in parts),
+        retried=sum(part.retried for part in parts),
+        dead=sum(part.dead for part in parts),
+        backlog=sum(part.backlog for part in parts),
+        pel_messages=sum(part.pel_messages for part in parts),
+        pel_entries=sum(part.pel_entries for part in parts),
+        oldest_pending_age_s=oldest([part.oldest_pending_age_s for part in parts]),
+        oldest_unread_age_s=oldest([part.oldest_unread_age_s for part in parts]),
+        owner="",
+        held=all(part.held for part in parts),
+        moving=any(part.moving for part in parts),
+        epoch=max(part.epoch for part in parts),
+    )

@@ -1,0 +1,56 @@
+"""A coordinator on its own: a member of a group that takes no shards, so it can lead wherever no worker should have to.
+Owns no shard, handles no message, and makes neither the queue nor the group.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+
+import anyio
+
+from shardq.runtime.bells import Bells
+from shardq.runtime.client import Client
+from shardq.runtime.member import Member
+from shardq.runtime.settings import WorkerSettings
+from shardq.runtime.tasks import outliving_tasks
+from shardq.storage.keys import check_name
+from shardq.storage.pipes import Pipes
+
+_log = logging.getLogger("shardq")
+
+
+async def coordinate(client: Client, queue: str, group: str, settings: WorkerSettings, stop: anyio.Event) -> None:
+    """Beats, and leads when it is elected, until `stop` is set or it is cancelled; then it resigns at once.
+
+    `settings` must have the lease times of the group's workers. Raises UnknownQueue.
+    """
+    check_name("group", group)
+    joined = await client.queue(queue)
+    host = socket.gethostname().split(".")[0][:30]
+    async with outliving_tasks() as plumbing:
+        # Its pipes outlive the heartbeats: they carry the goodbye.
+        bells = Bells(client.cluster)
+        member = Member(
+            pipes=Pipes(client.cluster, plumbing),
+            keys=joined.keys,
+            group=group,
+            shards=joined.shards,
+            name=f"{host}-coordinator-{os.getpid()}-{secrets.token_hex(2)}",
+            settings=settings,
+            takes_shards=False,
+            on_change=lambda: None,
+        )
+        bells.listen(joined.keys.control_slot, joined.keys.control_bell(group), member.nudge)
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(bells.run, tasks)
+                tasks.start_soon(member.run)
+                _log.info("coordinator %s stands by for %s/%s", member.name, queue, group)
+                await stop.wait()
+                tasks.cancel_scope.cancel()
+        finally:
+            with anyio.move_on_after(settings.leader_lease_s, shield=True):
+                await member.say_goodbye()
