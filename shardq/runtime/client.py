@@ -14,6 +14,7 @@ from shardq.core.routing import RoutingTable
 from shardq.core.slots import key_slot
 from shardq.errors import ClosedError, QueueMismatch, UnknownQueue, UsageError
 from shardq.runtime.producer import Producer
+from shardq.runtime.tasks import task_group
 from shardq.storage import calls, safety
 from shardq.storage.cluster import Cluster, Confirm, confirm_fsync, confirm_replicas, pack_command
 from shardq.storage.keys import Keys, ShardKeys, check_name, registry
@@ -79,7 +80,7 @@ class Queue:
     async def open_group(self, group: str) -> None:
         """Registers a consumer group on every shard; safe to repeat. It reads from the first stored message."""
         check_name("group", group)
-        async with anyio.create_task_group() as tasks:
+        async with task_group() as tasks:
             for shard in self.shards.values():
                 tasks.start_soon(calls.open_group, self.client.pipes, shard, group)
 
@@ -93,7 +94,7 @@ class Queue:
         async def look(shard: int) -> None:
             found[shard] = await calls.inspect(self.client.pipes, self.shards[shard], groups)
 
-        async with anyio.create_task_group() as tasks:
+        async with task_group() as tasks:
             for shard in self.shards:
                 tasks.start_soon(look, shard)
         return dict(sorted(found.items()))
@@ -191,7 +192,7 @@ class Client:
         return RoutingTable.from_bytes(data) if data is not None else None
 
     async def _open_shards(self, queue: Queue) -> None:
-        async with anyio.create_task_group() as tasks:
+        async with task_group() as tasks:
             for shard in queue.shards.values():
                 tasks.start_soon(calls.open_shard, self.pipes, shard)
         key = registry(self.prefix)

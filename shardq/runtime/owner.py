@@ -18,7 +18,7 @@ import anyio
 
 from shardq.core.lease import Trust, Watch
 from shardq.core.session import NEW, Step
-from shardq.errors import CorruptData, LeaseLost, ShardqError, StoreError
+from shardq.errors import CorruptData, LeaseLost, ShardqError, StoreError, StoreTimeout
 from shardq.runtime.runners import Runners
 from shardq.runtime.settings import WorkerSettings
 from shardq.runtime.shard import OwnedShard
@@ -88,15 +88,17 @@ class ShardOwner:
 
     async def run(self) -> None:
         """Until the shard is neither wanted nor held."""
+        ours = False
         while True:
-            held = await self._claim()
+            held = await self._claim(ours=ours)
             if held is None:
                 return
             self.held = held
             try:
-                await self._serve(held)
+                ours = not await self._serve(held)
             except LeaseLost as error:
                 _log.warning("%s", error)
+                ours = False
             held.lose()
             self._runners.interrupt(held)
             self.held = None
@@ -118,9 +120,7 @@ class ShardOwner:
                 wait=False,
                 timeout_s=self._settings.lease_s,
             )
-            await calls.lease_call(
-                self._pipes, self._keys, self._group, "release", [held.token], timeout_s=self._settings.lease_s
-            )
+            await self._lease("release", held.token)
         except ShardqError as error:
             _log.warning(
                 "shard %d of %s: its lease was not given back, it runs out: %s", self.shard, self._queue, error
@@ -128,10 +128,12 @@ class ShardOwner:
 
     # -- claiming --------------------------------------------------------------------------------------------
 
-    async def _claim(self) -> OwnedShard | None:
+    async def _claim(self, *, ours: bool) -> OwnedShard | None:
+        """Waits for the lease as long as the shard is wanted; `ours`: it is held still, so it must be served."""
         watch = Watch()
         pair: tuple[int, str] | None = None
-        while self.wanted:
+        confirm = self._confirm
+        while self.wanted or ours:
             self._bell = anyio.Event()
             sent = anyio.current_time()
             seen = pair if watch.still_for(sent) >= self._settings.lease_s else None
@@ -145,10 +147,12 @@ class ShardOwner:
                     self._plan_version(),
                     seen,
                     timeout_s=self._settings.lease_s,
-                    confirm=self._confirm,
+                    confirm=confirm,
                 )
             except ShardqError as error:
                 _log.warning("shard %d of %s: can't take the lease yet: %s", self.shard, self._queue, error)
+                if isinstance(error, StoreTimeout):
+                    confirm = None  # no replica answers, so none can be promoted that lacks the grant: go on without
                 await anyio.sleep(min(PAUSE_AFTER_ERROR_S, self._settings.lease_s / 5))
                 continue
             if reply.status == "OK":
@@ -175,9 +179,7 @@ class ShardOwner:
 
     async def _say_ready(self) -> None:
         try:
-            await calls.lease_call(
-                self._pipes, self._keys, self._group, "ready", [self._nonce], timeout_s=self._settings.lease_s
-            )
+            await self._lease("ready", self._nonce)
         except ShardqError as error:
             _log.warning(
                 "shard %d of %s: can't tell its owner that its heir is ready: %s", self.shard, self._queue, error
@@ -185,8 +187,8 @@ class ShardOwner:
 
     # -- serving ---------------------------------------------------------------------------------------------
 
-    async def _serve(self, held: OwnedShard) -> None:
-        """Steps until the lease is handed over; raises LeaseLost when it was taken."""
+    async def _serve(self, held: OwnedShard) -> bool:
+        """Steps until the lease is handed over (true) or its heir is gone (false). Raises LeaseLost if it is taken."""
         buffer = self._settings.buffer_messages
         caught_up, heir_ready, stepped_at, drain_from = False, False, -1e9, 0.0
         while True:
@@ -197,8 +199,7 @@ class ShardOwner:
                 held.draining, drain_from = True, now
             if held.draining:
                 if held.running == 0 and not held.session.uncommitted:
-                    await self._hand_over(held, heir_ready)
-                    return
+                    return await self._hand_over(held, heir_ready)
                 self._hurry(held, now - drain_from)
             pause = self._until_due(held, now, stepped_at, caught_up)
             if pause > 0:
@@ -286,27 +287,26 @@ class ShardOwner:
         if draining_s > self._settings.drain_limit_s and self.leaving:
             self._runners.interrupt(held)
 
-    async def _hand_over(self, held: OwnedShard, heir_ready: bool) -> None:
-        """Transfers to the heir, or releases. When the heir is gone (NOHEIR) the claim that follows finds the lease
-        ours still, and the pending entries are read again."""
-        function = "transfer" if heir_ready else "release"
+    async def _hand_over(self, held: OwnedShard, heir_ready: bool) -> bool:
+        """Transfers to the heir, or releases. False when the heir is gone: the claim that follows finds the lease ours
+        still, and the pending entries are read again."""
+        function, confirm = "transfer" if heir_ready else "release", self._confirm
         while True:
             try:
-                status = await calls.lease_call(
-                    self._pipes,
-                    self._keys,
-                    self._group,
-                    function,
-                    [held.token],
-                    timeout_s=self._settings.lease_s,
-                    confirm=self._confirm,
-                )
+                status = await self._lease(function, held.token, confirm)
             except (StoreError, CorruptData) as error:
                 if not held.trust.trusted(anyio.current_time()):
-                    return  # whoever comes next waits the lease out
+                    return True  # whoever comes next waits the lease out
                 _log.warning("shard %d of %s: can't hand over yet: %s", self.shard, self._queue, error)
+                confirm = None  # as in _claim
                 continue
             if status == "NOHEIR" and self.leaving:
                 function = "release"
                 continue
-            return
+            return status != "NOHEIR"
+
+    async def _lease(self, function: str, proof: str, confirm: Confirm | None = None) -> str:
+        """release, ready or transfer, with the token or nonce that proves the right to it."""
+        return await calls.lease_call(
+            self._pipes, self._keys, self._group, function, [proof], timeout_s=self._settings.lease_s, confirm=confirm
+        )

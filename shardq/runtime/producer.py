@@ -35,6 +35,7 @@ from shardq.errors import (
     MessageTooLarge,
     NotStored,
     ShardqError,
+    StoreTimeout,
     UsageError,
 )
 from shardq.runtime.buffers import PendingBatch, ShardBuffer
@@ -123,6 +124,9 @@ class Producer:
         stack, self._stack = self._stack, AsyncExitStack()
         if stack is not None:
             await stack.aclose()
+        for batch in list(self._unsettled):
+            # Whoever still waits for a send must not wait for ever.
+            self.ended(batch, StoreTimeout("the producer was closed with this message under way"), "")
 
     @property
     def pipes(self) -> Pipes:

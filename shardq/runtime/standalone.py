@@ -12,10 +12,10 @@ import socket
 import anyio
 
 from shardq.runtime.bells import Bells
-from shardq.runtime.client import Client
+from shardq.runtime.client import Client, Queue
 from shardq.runtime.member import Member
 from shardq.runtime.settings import WorkerSettings
-from shardq.runtime.tasks import outliving_tasks
+from shardq.runtime.tasks import one_error, outliving_tasks
 from shardq.storage.keys import check_name
 from shardq.storage.pipes import Pipes
 
@@ -29,6 +29,11 @@ async def coordinate(client: Client, queue: str, group: str, settings: WorkerSet
     """
     check_name("group", group)
     joined = await client.queue(queue)
+    with one_error():
+        await _coordinate(client, joined, group, settings, stop)
+
+
+async def _coordinate(client: Client, joined: Queue, group: str, settings: WorkerSettings, stop: anyio.Event) -> None:
     host = socket.gethostname().split(".")[0][:30]
     async with outliving_tasks() as plumbing:
         # Its pipes outlive the heartbeats: they carry the goodbye.
@@ -48,7 +53,7 @@ async def coordinate(client: Client, queue: str, group: str, settings: WorkerSet
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(bells.run, tasks)
                 tasks.start_soon(member.run)
-                _log.info("coordinator %s stands by for %s/%s", member.name, queue, group)
+                _log.info("coordinator %s stands by for %s/%s", member.name, joined.name, group)
                 await stop.wait()
                 tasks.cancel_scope.cancel()
         finally:

@@ -1,12 +1,42 @@
-"""A task group for what a cancelled block needs while it cleans up: connections and heartbeats. Decides nothing."""
+"""Task groups: one that lets its one error out as itself, one that outlives a cancelled block. Decides nothing."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import anyio
 from anyio.abc import TaskGroup
+
+from shardq.errors import ShardqError
+
+
+@contextmanager
+def one_error() -> Iterator[None]:
+    """When all that failed inside are ShardqErrors, the first of them is raised, not a group of groups of them."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        leaves = list(_leaves(group))
+        if all(isinstance(leaf, ShardqError) for leaf in leaves):
+            raise leaves[0] from leaves[0].__cause__
+        raise
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+@asynccontextmanager
+async def task_group() -> AsyncIterator[TaskGroup]:
+    """Like anyio's, within `one_error`."""
+    with one_error():
+        async with anyio.create_task_group() as tasks:
+            yield tasks
 
 
 @asynccontextmanager

@@ -22,7 +22,7 @@ from shardq.runtime.member import Member
 from shardq.runtime.owner import ShardOwner
 from shardq.runtime.runners import BatchHandler, BatchRunners, Handler, MessageRunners, Runners
 from shardq.runtime.settings import WorkerSettings
-from shardq.runtime.tasks import outliving_tasks
+from shardq.runtime.tasks import one_error, outliving_tasks
 from shardq.storage.keys import check_name
 from shardq.storage.pipes import Pipes
 
@@ -130,7 +130,8 @@ class Worker:
             queue = await client.queue(self.queue, shards=self._shards)
             await queue.open_group(self.group)
             name = self.name or f"{socket.gethostname().split('.')[0][:40]}-{os.getpid()}-{secrets.token_hex(2)}"
-            await _Running(self, client, queue, name, runners, self._stop).run()
+            with one_error():
+                await _Running(self, client, queue, name, runners, self._stop).run()
         finally:
             self._stop = None
 

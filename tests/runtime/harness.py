@@ -56,9 +56,9 @@ class WorkerProcess:
 
 
 @contextmanager
-def workers(url: str, queue: str, journal: Path, *, lease: float = 3.0, handler_s: float = 0.0) -> Iterator[
-    Callable[[], WorkerProcess]
-]:
+def workers(
+    url: str, queue: str, journal: Path, *, lease: float = 3.0, handler_s: float = 0.0
+) -> Iterator[Callable[[], WorkerProcess]]:
     """Gives a function that starts one more worker; kills what is left at the end."""
     started: list[WorkerProcess] = []
 

@@ -26,7 +26,11 @@ class Proxy:
         self.mute = False
 
     async def serve(self, client: SocketStream) -> None:
-        async with client, await anyio.connect_tcp(HOST, self.target_port) as server, anyio.create_task_group() as tasks:
+        async with (
+            client,
+            await anyio.connect_tcp(HOST, self.target_port) as server,
+            anyio.create_task_group() as tasks,
+        ):
             tasks.start_soon(self._forward, client, server, tasks)
             await self._backward(server, client)
             tasks.cancel_scope.cancel()

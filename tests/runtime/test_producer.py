@@ -64,9 +64,7 @@ async def test_a_lost_reply_stores_each_message_once(server_binary: Path, queue_
             assert proxy.dropped >= 10
 
 
-async def test_failover_under_load_loses_nothing_that_was_acknowledged(
-    server_binary: Path, queue_name: str
-) -> None:
+async def test_failover_under_load_loses_nothing_that_was_acknowledged(server_binary: Path, queue_name: str) -> None:
     with LocalCluster(replicas=1, port=None, server=server_binary) as own:
         async with shardq.connect(own.url) as client:
             queue = await client.queue(queue_name, shards=6)
@@ -233,6 +231,7 @@ async def test_async_iterables_headers_and_every_value_kind_arrive(cluster: Loca
             assert await producer.send_many(pairs()) == 3
             id_ = await producer.send(1, key="k", headers={"trace": "x", "raw": b"\x00"})
         values = [value for _, _, value in await stored(queue)]
-        assert sorted(map(str, values)) == sorted(map(str, [{"sku": 7, "tags": ["a", b"b"], "price": 1.5, "none": None},
-                                                            "text", b"bytes", 1]))
+        assert sorted(map(str, values)) == sorted(
+            map(str, [{"sku": 7, "tags": ["a", b"b"], "price": 1.5, "none": None}, "text", b"bytes", 1])
+        )
         assert MessageId.parse(id_).shard in queue.shards

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections import Counter
 from pathlib import Path
+from types import MappingProxyType
 
 import anyio
 import pytest
@@ -12,7 +14,7 @@ import pytest
 import shardq
 from shardq.ops.local_cluster import LocalCluster
 from tests.runtime.harness import GROUP, Traffic, WorkerProcess, check_equation, drained, owners, until, workers
-from tests.runtime.judge import Verdict, judge, read_journal
+from tests.runtime.judge import Pauses, Verdict, judge, read_journal
 
 pytestmark = pytest.mark.anyio
 
@@ -35,13 +37,16 @@ async def spread(queue: shardq.Queue, names: set[str], deadline_s: float = 20) -
     await until(even, deadline_s, f"an even share for {sorted(names)}")
 
 
-async def verdict_when_drained(queue: shardq.Queue, traffic: Traffic, journal: Path) -> Verdict:
+async def verdict_when_drained(
+    queue: shardq.Queue, traffic: Traffic, journal: Path, paused: Pauses = MappingProxyType({})
+) -> Verdict:
     await until(lambda: drained(queue), 30, "an empty backlog")
     await check_equation(queue)
-    verdict = judge(traffic.sent, read_journal(journal))
+    verdict = judge(traffic.sent, read_journal(journal), paused)
     assert verdict.lost == set()
     assert verdict.disorder == []
     assert verdict.overlaps == []
+    assert verdict.stale == []
     return verdict
 
 
@@ -96,7 +101,9 @@ async def test_a_killed_worker_is_replaced_within_lease_and_two_seconds(
                 await spread(queue, {worker.name for worker in three[1:]})
                 traffic.stopped = True
             await verdict_when_drained(queue, traffic, tmp_path)
-            assert {s for s, o in (await owners(queue)).items() if o != after[s]} == set(), "nothing moved a second time"
+            assert {s for s, o in (await owners(queue)).items() if o != after[s]} == set(), (
+                "nothing moved a second time"
+            )
 
 
 async def test_a_graceful_stop_repeats_nothing(cluster: LocalCluster, queue_name: str, tmp_path: Path) -> None:
@@ -140,18 +147,18 @@ async def test_a_paused_worker_can_not_commit_after_its_lease_was_taken(
                 tasks.start_soon(traffic.keep_sending, producer)
                 await until(lambda: len(read_journal(tmp_path)) > 500, 20, "traffic")
                 zombie.send(signal.SIGSTOP)
+                stopped_ns = time.monotonic_ns()
                 await spread(queue, {other.name})
-                await anyio.sleep(0.5)
+                woken_ns = time.monotonic_ns()
                 zombie.send(signal.SIGCONT)
                 await until(lambda: "moved on" in zombie.log.read_text(), 20, "the woken worker to be told")
                 await spread(queue, {zombie.name, other.name})
                 traffic.stopped = True
-            await verdict_when_drained(queue, traffic, tmp_path)
+            paused = {str(zombie.process.pid): (stopped_ns, woken_ns)}
+            await verdict_when_drained(queue, traffic, tmp_path, paused)
 
 
-async def test_leases_go_on_while_a_new_leader_is_found(
-    cluster: LocalCluster, queue_name: str, tmp_path: Path
-) -> None:
+async def test_leases_go_on_while_a_new_leader_is_found(cluster: LocalCluster, queue_name: str, tmp_path: Path) -> None:
     async with shardq.connect(cluster.url) as client:
         queue = await client.queue(queue_name, shards=SHARDS)
         with workers(cluster.url, queue_name, tmp_path, lease=LEASE_S) as start:

@@ -50,15 +50,15 @@ local function id_after(id)
   return decimal(ms) .. '-' .. decimal(seq + 1)
 end
 
--- How many messages an entry holds, and whether shardq wrote it. An entry of another client is one message.
--- `fields` is the entry's flat field list; false when the entry was deleted while pending.
+-- How many messages an entry holds, and its place among the shard's messages when it looks like one of ours, else nil.
+-- An entry of another client is one message. `fields` is the entry's flat field list.
 local function entry_count(fields)
-  if not fields or fields[1] ~= 'at' or fields[3] ~= 'batch' then
-    return 1, false
+  if fields[1] ~= 'at' or fields[3] ~= 'batch' then
+    return 1, nil
   end
   local version, _, high, low = string.byte(fields[4], 1, 4)
   if version == BATCH_VERSION and low and high * 256 + low > 0 then
-    return high * 256 + low, true
+    return high * 256 + low, natural(fields[2])
   end
-  return 1, true
+  return 1, nil
 end

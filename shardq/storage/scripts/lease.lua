@@ -28,13 +28,17 @@ end
 -- KEYS   1 group hash
 -- ARGV   1 worker   2 its nonce   3 plan version   4 epoch seen   5 renewals seen ('' '' when nothing was seen long enough)
 --        6 bell channel
--- reply  {'OK', epoch, last step number}   also when this nonce holds it already
+-- reply  {'OK', epoch, last step number}   also when this nonce holds it already: counts as a renewal then, because
+--        the owner trusts its lease from this acquire on, so whoever watches must start anew
 --        {'HELD', epoch, renewals, owner, heir nonce}   {'OLDPLAN', newest}   {'MISSING'}
 local function acquire(keys, args)
   if #keys ~= 1 or #args ~= 6 or not natural(args[3]) then return misuse('acquire takes 1 key and 6 arguments') end
   local lease = lease_read(keys[1])
   if not lease.exists then return {'MISSING'} end
-  if lease.token ~= '' and lease.nonce == args[2] then return {'OK', lease.epoch, lease.step} end
+  if lease.token ~= '' and lease.nonce == args[2] then
+    redis.call('HSET', keys[1], 'renewals', decimal((natural(lease.renewals) or 0) + 1))
+    return {'OK', lease.epoch, lease.step}
+  end
   if natural(args[3]) < (natural(lease.plan) or 0) then return {'OLDPLAN', lease.plan} end
   local unchanged = lease.epoch == args[4] and lease.renewals == args[5]
   if lease.token ~= '' and not unchanged then
@@ -59,10 +63,12 @@ end
 
 -- offer: name the heir, or withdraw the offer with an empty heir.
 -- KEYS   1 group hash      ARGV   1 plan version   2 heir   3 heir's nonce   4 bell channel
--- reply  {'OK'}   {'FREE'} nobody holds it: acquire   {'OWNED'} the heir holds it already   {'OLDPLAN', newest}
+-- reply  {'OK'}   {'FREE'} nobody holds it (or the hash is gone): acquire   {'OWNED'} the heir holds it already
+--        {'OLDPLAN', newest}
 local function offer(keys, args)
   if #keys ~= 1 or #args ~= 4 or not natural(args[1]) then return misuse('offer takes 1 key and 4 arguments') end
   local lease = lease_read(keys[1])
+  if not lease.exists then return {'FREE'} end -- and write nothing: open_group takes a hash that exists for a group
   if natural(args[1]) < (natural(lease.plan) or 0) then return {'OLDPLAN', lease.plan} end
   redis.call('HSET', keys[1], 'plan', args[1])
   if lease.token == '' then return {'FREE'} end

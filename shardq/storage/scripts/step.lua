@@ -7,7 +7,8 @@
 --        then a count and that many pairs (entry id, progress) of entries finished in part,
 --        then a count and that many pairs (messages it stands for, record) of dead letters
 -- reply  {'OK', heir nonce once it is ready else '', entries as XREADGROUP gives them, progress of each pending entry}
---        {'REPEAT', heir}    this step (or a later one) was applied before: nothing was done, nothing fetched
+--        {'REPEAT', heir}    this step (or a later one) was applied before: nothing was applied, nothing fetched; a
+--                            renewal that it asks for counts again, because the owner trusts its lease from this call on
 --        {'FENCED', epoch}   the token is not the lease's: nothing was done
 -- Invariants: one step number is applied once, effects and counters included, whatever was sent again. Nothing that a
 -- registered group has not finished is trimmed. Expiry is not held against the owner: nobody took over.
@@ -52,22 +53,34 @@ local function step_trim(keys, group, last_delivered)
   redis.call('XTRIM', keys[1], 'MINID', floor)
 end
 
+-- Counts what was just delivered. `foreign` are messages that did not come through append: another client's entries, and
+-- forged or broken ones. Ours follow one another without a gap; and once everything there is was delivered, whatever was
+-- delivered beyond what was appended is foreign, which puts right what a forged number may have upset.
+local function step_count(keys, entries, all_delivered, changes, lease)
+  local base, delivered = natural(lease.base) or 0, natural(lease.delivered) or 0
+  local foreign = natural(lease.foreign) or 0
+  for index = 1, #entries do
+    local count, at = entry_count(entries[index][2])
+    if at ~= base + delivered - foreign then foreign = foreign + count end
+    delivered = delivered + count
+  end
+  if all_delivered then
+    local appended = natural(redis.call('HGET', keys[2], 'appended'))
+    if appended then foreign = math.max(base + delivered - appended, 0) end
+  end
+  if #entries > 0 then
+    changes.last = entries[#entries][1]
+    changes.delivered = decimal(delivered)
+  end
+  if decimal(foreign) ~= lease.foreign then changes.foreign = decimal(foreign) end
+end
+
 local function step_fetch(keys, args, limit, changes, lease)
   local reply = redis.call('XREADGROUP', 'GROUP', args[1], 'owner', 'COUNT', limit, 'STREAMS', keys[1], args[5])
   local entries = reply and reply[1][2] or {}
   local progress = {}
   if args[5] == '>' then
-    local delivered, foreign = 0, 0
-    for index = 1, #entries do
-      local count, ours = entry_count(entries[index][2])
-      delivered = delivered + count
-      if not ours then foreign = foreign + 1 end
-    end
-    if #entries > 0 then
-      changes.last = entries[#entries][1]
-      changes.delivered = decimal((natural(lease.delivered) or 0) + delivered)
-      if foreign > 0 then changes.foreign = decimal((natural(lease.foreign) or 0) + foreign) end
-    end
+    step_count(keys, entries, #entries < limit, changes, lease)
   else
     for index = 1, #entries do
       progress[index] = redis.call('HGET', keys[3], 'x:' .. entries[index][1]) or ''
@@ -82,7 +95,7 @@ local function step_fetch(keys, args, limit, changes, lease)
 end
 
 local STEP_FIELDS = {'token', 'step', 'epoch', 'renewals', 'heir_nonce', 'heir_ready',
-  'acked', 'retried', 'dead', 'delivered', 'foreign', 'last'}
+  'acked', 'retried', 'dead', 'delivered', 'foreign', 'base', 'last'}
 
 local function step(keys, args)
   if #keys < 3 or #args < 12 then return misuse('step takes 3 or 4 keys and at least 12 arguments') end
@@ -95,10 +108,13 @@ local function step(keys, args)
   for index, name in ipairs(STEP_FIELDS) do lease[name] = values[index] end
   if not lease.token or lease.token == '' or lease.token ~= args[2] then return {'FENCED', lease.epoch or '0'} end
   local heir = lease.heir_ready == '1' and lease.heir_nonce or ''
-  if number <= (natural(lease.step) or 0) then return {'REPEAT', heir} end
+  local renewals = args[4] == '1' and decimal((natural(lease.renewals) or 0) + 1) or nil
+  if number <= (natural(lease.step) or 0) then
+    if renewals then redis.call('HSET', keys[3], 'renewals', renewals) end
+    return {'REPEAT', heir}
+  end
 
-  local changes = {step = args[3]}
-  if args[4] == '1' then changes.renewals = decimal((natural(lease.renewals) or 0) + 1) end
+  local changes = {step = args[3], renewals = renewals}
   local done, partial, dead = lists[1], lists[2], lists[3]
   if acked > 0 then changes.acked = decimal((natural(lease.acked) or 0) + acked) end
   if retried > 0 then changes.retried = decimal((natural(lease.retried) or 0) + retried) end

@@ -1,0 +1,281 @@
+"""What a handler sees: order, retries, dead letters, broken and foreign entries, lists, a lease not renewed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import msgspec
+import pytest
+
+import shardq
+from shardq.ops.local_cluster import LocalCluster
+from shardq.storage.cluster import pack_command
+from tests.runtime.harness import backlog, check_equation, drained, until
+from tests.runtime.proxy import proxied
+
+pytestmark = pytest.mark.anyio
+
+GROUP = "g"
+
+
+@asynccontextmanager
+async def running(client: shardq.Client, worker: shardq.Worker) -> AsyncIterator[None]:
+    """The worker runs in this process, and is stopped gracefully at the end."""
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(worker.run, client)
+        yield
+        worker.stop()
+
+
+async def dead_letters(queue: shardq.Queue) -> list[dict[str, Any]]:
+    found = []
+    for keys in queue.shards.values():
+        entries = await queue.client.pipes.command(keys.slot, pack_command("XRANGE", keys.dead(GROUP), "-", "+"))
+        found += [msgspec.msgpack.decode(fields[3]) for _, fields in entries]
+    return found
+
+
+async def total(queue: shardq.Queue, name: str) -> int:
+    return sum(getattr(shard.groups[GROUP], name) for shard in (await queue.counters([GROUP])).values())
+
+
+async def test_a_failing_message_is_tried_again_five_times_and_kept(cluster: LocalCluster, queue_name: str) -> None:
+    worker = shardq.Worker(queue_name, group=GROUP)
+    seen: dict[Any, list[Any]] = defaultdict(list)
+
+    @worker.handler
+    async def handle(message: shardq.Message) -> None:
+        seen[message.key].append((message.value, message.attempt))
+        if message.value == "poison" or (message.value == "flaky" and message.attempt < 3):
+            raise ValueError(f"no luck with {message.value}")
+
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=2)
+        await queue.open_group(GROUP)
+        async with queue.producer() as producer:
+            poison = await producer.send("poison", key="a", headers={"trace": "t1"})
+            for key, value in (("a", "after"), ("b", "flaky"), ("b", "last"), ("c", "fine")):
+                await producer.send(value, key=key)
+        async with running(client, worker):
+            await until(lambda: drained(queue), 30, "an empty backlog")
+        assert seen["a"] == [*[("poison", attempt) for attempt in range(1, 7)], ("after", 1)]
+        assert seen["b"] == [("flaky", 1), ("flaky", 2), ("flaky", 3), ("last", 1)]
+        (letter,) = await dead_letters(queue)
+        assert letter["id"] == poison
+        assert (letter["key"], letter["value"], letter["headers"]) == ("a", "poison", {"trace": "t1"})
+        assert letter["attempts"] == 6
+        assert "no luck with poison" in letter["error"]
+        assert "handle" in letter["traceback"]
+        assert await total(queue, "dead") == 1
+        assert await total(queue, "acked") == 4
+        assert await total(queue, "retried") == 7
+        await check_equation(queue)
+
+
+async def test_garbage_is_set_aside_and_foreign_entries_are_delivered(cluster: LocalCluster, queue_name: str) -> None:
+    worker = shardq.Worker(queue_name, group=GROUP)
+    values: list[Any] = []
+
+    @worker.handler
+    async def handle(message: shardq.Message) -> None:
+        values.append(message.value)
+
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=1)
+        await queue.open_group(GROUP)
+        keys = queue.shards[0]
+
+        async def xadd(*fields: str | bytes) -> None:
+            await client.pipes.command(keys.slot, pack_command("XADD", keys.stream, "*", *fields))
+
+        async with queue.producer() as producer:
+            await producer.send("before", key="a")
+            await xadd("at", "1", "batch", b"\xff\x00garbage")
+            await xadd("at", "1", "batch", b"\x01\x00\x00\x01not msgpack")
+            await xadd("user", "42", b"\xff\xfe", b"\x00\x01")
+            await producer.send("after", key="a")
+        async with running(client, worker):
+            await until(lambda: len(values) == 3, 20, "the sound messages")
+            await until(lambda: drained(queue), 20, "an empty backlog")
+        assert sorted(map(str, values)) == sorted(["before", "after", str({"user": b"42", b"\xff\xfe": b"\x00\x01"})])
+        letters = await dead_letters(queue)
+        assert [letter["raw"] for letter in letters] == [b"\xff\x00garbage", b"\x01\x00\x00\x01not msgpack"]
+        assert all("record batch" in letter["error"] for letter in letters)
+
+
+async def test_batch_handlers_get_lists_in_order_and_a_failing_list_is_retried(
+    cluster: LocalCluster, queue_name: str
+) -> None:
+    worker = shardq.Worker(queue_name, group=GROUP)
+    seen: dict[Any, list[Any]] = defaultdict(list)
+    failures = 0
+
+    @worker.batch_handler
+    async def handle(messages: Sequence[shardq.Message]) -> None:
+        nonlocal failures
+        assert len({message.shard for message in messages}) == 1
+        if failures < 2:
+            failures += 1
+            raise RuntimeError("not yet")
+        await anyio.lowlevel.checkpoint()
+        for message in messages:
+            seen[message.key].append(message.value)
+
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=4)
+        await queue.open_group(GROUP)
+        async with queue.producer() as producer:
+            await producer.send_many((f"k{number % 50}", number) for number in range(20_000))
+        async with running(client, worker):
+            await until(lambda: drained(queue), 30, "an empty backlog")
+        assert sum(map(len, seen.values())) == 20_000
+        assert all(numbers == sorted(numbers) for numbers in seen.values())
+        await check_equation(queue)
+
+
+async def test_keys_run_side_by_side_and_each_one_in_order(cluster: LocalCluster, queue_name: str) -> None:
+    worker = shardq.Worker(queue_name, group=GROUP, concurrency=8)
+    running_now: set[Any] = set()
+    seen: dict[Any, list[Any]] = defaultdict(list)
+    most = 0
+
+    @worker.handler
+    async def handle(message: shardq.Message) -> None:
+        nonlocal most
+        assert message.key not in running_now, "two messages of one key at a time"
+        running_now.add(message.key)
+        most = max(most, len(running_now))
+        await anyio.sleep(0.001)
+        running_now.discard(message.key)
+        seen[message.key].append(message.value)
+
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=1)
+        await queue.open_group(GROUP)
+        async with queue.producer() as producer:
+            await producer.send_many((f"k{number % 20}", number) for number in range(2000))
+        async with running(client, worker):
+            await until(lambda: drained(queue), 30, "an empty backlog")
+        assert most == 8, "as many keys at a time as the concurrency allows, in one shard"
+        assert all(numbers == sorted(numbers) for numbers in seen.values())
+
+
+async def test_lost_replies_to_commits_repeat_nothing(server_binary: Any, queue_name: str) -> None:
+    """Cuts the worker's connection behind the server's back: each step is applied once however often it is sent."""
+    worker = shardq.Worker(queue_name, group=GROUP)
+    handled: dict[str, int] = defaultdict(int)
+
+    @worker.handler
+    async def handle(message: shardq.Message) -> None:
+        await anyio.sleep(0.001)
+        handled[message.id] += 1
+
+    with LocalCluster(port=None, server=server_binary) as own:
+        async with proxied(own, 0) as proxy, shardq.connect(own.url) as client:
+            queue = await client.queue(queue_name, shards=6)
+            await queue.open_group(GROUP)
+            async with queue.producer() as producer:
+                await producer.send_many((f"k{number % 100}", number) for number in range(20_000))
+            async with running(client, worker):
+                for _ in range(15):
+                    before = proxy.dropped
+                    proxy.drop_replies = 1
+                    await until(lambda before=before: proxy.dropped > before, 20, "a reply to be dropped")
+                await until(lambda: drained(queue), 60, "an empty backlog")
+            assert len(handled) == 20_000
+            assert {id_ for id_, times in handled.items() if times > 1} == set()
+            assert await total(queue, "acked") == 20_000
+            await check_equation(queue)
+
+
+async def test_a_worker_that_can_not_renew_stops_its_handlers(server_binary: Any, queue_name: str) -> None:
+    """With its node out of reach a worker's own clock ends its trust: handlers stop, and go on when it is back."""
+    worker = shardq.Worker(queue_name, group=GROUP, lease=1.5)
+    cancelled = anyio.Event()
+    finished: list[Any] = []
+
+    @worker.handler
+    async def handle(message: shardq.Message) -> None:
+        try:
+            await anyio.sleep(0.2 if cancelled.is_set() else 30)
+        except anyio.get_cancelled_exc_class():
+            cancelled.set()
+            raise
+        finished.append(message.value)
+
+    with LocalCluster(port=None, server=server_binary) as own:
+        async with shardq.connect(own.url) as client:
+            queue = await client.queue(queue_name, shards=1)
+            await queue.open_group(GROUP)
+            async with queue.producer() as producer:
+                await producer.send("long", key="a")
+            async with running(client, worker):
+                await until(lambda: held(queue), 10, "the lease")
+                for server in own.processes:
+                    os.kill(int(server.pid), signal.SIGSTOP)
+                await until(cancelled.is_set, 10, "the handler to be stopped")
+                for server in own.processes:
+                    os.kill(int(server.pid), signal.SIGCONT)
+                await until(lambda: drained(queue), 30, "the message to be handled again")
+            assert finished == ["long"]
+            await check_equation(queue)
+
+
+async def held(queue: shardq.Queue) -> bool:
+    return all(shard.groups[GROUP].pending_entries > 0 for shard in (await queue.counters([GROUP])).values())
+
+
+async def test_a_cancelled_worker_gives_its_leases_back(cluster: LocalCluster, queue_name: str) -> None:
+    worker = shardq.Worker(queue_name, group=GROUP)
+    started, ended = 0, 0
+
+    @worker.handler
+    async def handle(message: shardq.Message) -> None:
+        nonlocal started, ended
+        started += 1
+        await anyio.sleep(0.01 if message.value % 2 else 60)
+        ended += 1
+
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=3)
+        await queue.open_group(GROUP)
+        async with queue.producer() as producer:
+            for number in range(20):
+                await producer.send(number, key=f"k{number}")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(worker.run, client)
+            await until(lambda: started == 20 and ended == 10, 20, "every handler to run")
+            tasks.cancel_scope.cancel()
+        counters = await queue.counters([GROUP])
+        assert not any(shard.groups[GROUP].held for shard in counters.values())
+        assert sum(shard.groups[GROUP].acked for shard in counters.values()) == 10, "what had finished is committed"
+        assert sum(backlog(shard) for shard in counters.values()) == 10
+        await check_equation(queue)
+
+
+async def test_bad_workers_have_their_errors(cluster: LocalCluster, queue_name: str) -> None:
+    worker = shardq.Worker(queue_name, group=GROUP)
+    async with shardq.connect(cluster.url) as client:
+        with pytest.raises(shardq.UsageError, match="no handler"):
+            await worker.run(client)
+        with pytest.raises(shardq.UsageError, match="async def"):
+            worker.handler(lambda message: message)
+
+        @worker.handler
+        async def handle(message: shardq.Message) -> None: ...
+
+        with pytest.raises(shardq.UsageError, match="handler already"):
+            worker.handler(handle)
+        with pytest.raises(shardq.UnknownQueue, match="shards=N"):
+            await worker.run(client)
+        with pytest.raises(shardq.UsageError, match="lease"):
+            shardq.Worker(queue_name, group=GROUP, lease=0.1)
+        with pytest.raises(shardq.UsageError, match="valid"):
+            shardq.Worker(queue_name, group="no good")
