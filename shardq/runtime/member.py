@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import anyio
 
@@ -29,7 +29,8 @@ _log = logging.getLogger("shardq")
 
 
 class Member:
-    """Beats until its task is cancelled. `on_change` is called when the plan or the set of silent workers changed."""
+    """Beats until its task is cancelled. `on_change` is called when the plan or the set of silent workers changed;
+    `claimed_from` names the holders of the leases that this worker is about to take."""
 
     def __init__(
         self,
@@ -42,6 +43,7 @@ class Member:
         settings: WorkerSettings,
         takes_shards: bool,
         on_change: Callable[[], None],
+        claimed_from: Callable[[], set[str]] = set,
     ) -> None:
         self.name = name
         self.nonce = secrets.token_hex(8)
@@ -51,6 +53,7 @@ class Member:
         self.leaving = not takes_shards
         self._pipes, self._keys, self._group, self._settings = pipes, keys, group, settings
         self._on_change = on_change
+        self._claimed_from = claimed_from
         self._beats = 0
         self._members: dict[str, Watch] = {}
         self._leader = Watch()
@@ -113,7 +116,7 @@ class Member:
             leaving=self.leaving,
             term=self._term,
             plan_version=self.plan_version,
-            watch=self._watched(),
+            watch=("*",) if term else sorted(self._interest()),
             timeout_s=self._settings.leader_lease_s,
         )
         if beat is None:
@@ -125,17 +128,14 @@ class Member:
         if term and term == self._term and self.leads:  # only a heartbeat sent as the leader saw every member
             await self._lead(beat)
 
-    def _watched(self) -> Sequence[str]:
-        """The leader sees everybody; a worker those whose shards it stands by for."""
-        if self._term:
-            return ("*",)
-        return sorted(
-            {
-                self.plan.owners[shard]
-                for shard, name in self.plan.standby.items()
-                if name == self.name and shard in self.plan.owners
-            }
-        )
+    def _interest(self) -> set[str]:
+        """The workers whose death would be this one's business: it stands by for a shard of theirs, or claims one."""
+        stood_by = {
+            self.plan.owners[shard]
+            for shard, name in self.plan.standby.items()
+            if name == self.name and shard in self.plan.owners
+        }
+        return stood_by | self._claimed_from()
 
     def _take_plan(self, beat: calls.Beat) -> None:
         if beat.plan is not None and beat.plan_version != self.plan_version:
@@ -148,15 +148,12 @@ class Member:
         for name, member in members.items():
             self._members[name].see(now, member.nonce, member.beats)
         silent = frozenset(
-            name for name, watch in self._members.items() if watch.still_for(now) > self._settings.silent_after_s
+            name
+            for name in self._interest()
+            if name not in members or self._members[name].still_for(now) > self._settings.silent_after_s
         )
-        gone = {
-            owner
-            for shard, owner in self.plan.owners.items()
-            if self.plan.standby.get(shard) == self.name and owner not in members and owner != self.name
-        }
-        if silent | gone != self.silent:
-            self.silent = silent | gone
+        if silent != self.silent:
+            self.silent = silent
             self._on_change()
 
     async def _take_leader(self, beat: calls.Beat, sent: float) -> None:

@@ -52,6 +52,7 @@ class ShardOwner:
         runners: Runners,
         plan_version: Callable[[], int],
         hears: Callable[[str], bool],
+        is_silent: Callable[[str], bool],
     ) -> None:
         self.shard = shard
         self.held: OwnedShard | None = None
@@ -61,7 +62,8 @@ class ShardOwner:
         self._worker, self._nonce = worker, nonce
         self._settings, self._pipes, self._confirm = settings, pipes, confirm
         self._runners = runners
-        self._plan_version, self._hears = plan_version, hears
+        self._plan_version, self._hears, self._is_silent = plan_version, hears, is_silent
+        self.claimed_from = ""
         self._rung = False
         self._bell = anyio.Event()
         self._leaving_since: float | None = None
@@ -129,11 +131,13 @@ class ShardOwner:
     # -- claiming --------------------------------------------------------------------------------------------
 
     async def _claim(self, *, ours: bool) -> OwnedShard | None:
-        """Waits for the lease as long as the shard is wanted; `ours`: it is held still, so it must be served."""
+        """Waits for the lease while the shard is wanted, or its holder gives no sign of life: a claim that has watched
+        a dying holder is not dropped because the plan now names another worker, who would begin watching only now.
+        `ours`: the lease is held still, so it must be served."""
         watch = Watch()
         pair: tuple[int, str] | None = None
         confirm = self._confirm
-        while self.wanted or ours:
+        while self.wanted or ours or (not self.leaving and self._is_silent(self.claimed_from)):
             self._bell = anyio.Event()
             sent = anyio.current_time()
             seen = pair if watch.still_for(sent) >= self._settings.lease_s else None
@@ -156,6 +160,7 @@ class ShardOwner:
                 await anyio.sleep(min(PAUSE_AFTER_ERROR_S, self._settings.lease_s / 5))
                 continue
             if reply.status == "OK":
+                self.claimed_from = ""
                 return OwnedShard(
                     self._queue,
                     self._group,
@@ -168,13 +173,14 @@ class ShardOwner:
                 )
             pause = self._settings.claim_poll_s
             if reply.status == "HELD":
-                pair = (reply.epoch, reply.renewals)
+                self.claimed_from, pair = reply.owner, (reply.epoch, reply.renewals)
                 still = watch.see(anyio.current_time(), *pair)
                 pause = max(min(pause, self._settings.lease_s - still), 0.001)
                 if reply.heir == self._nonce:
                     await self._say_ready()
             with anyio.move_on_after(pause):
                 await self._bell.wait()
+        self.claimed_from = ""
         return None
 
     async def _say_ready(self) -> None:

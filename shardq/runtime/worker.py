@@ -161,6 +161,7 @@ class _Running:
                 settings=self.settings,
                 takes_shards=True,
                 on_change=self._replan,
+                claimed_from=self._claimed_from,
             )
             self.member, self.pipes = member, pipes
             control = self.queue.keys.control_bell(self.worker.group)
@@ -198,6 +199,10 @@ class _Running:
             elif wanted:
                 self._start_owner(shard)
 
+    def _claimed_from(self) -> set[str]:
+        """Who holds the leases that this worker is about to take."""
+        return {owner.claimed_from for owner in self.owners.values() if owner.held is None and owner.claimed_from}
+
     def _start_owner(self, shard: int) -> None:
         keys = self.queue.shards[shard]
         owner = ShardOwner(
@@ -213,6 +218,7 @@ class _Running:
             runners=self.runners,
             plan_version=lambda: self.member.plan_version,
             hears=self.bells.hears,
+            is_silent=lambda name: name in self.member.silent,
         )
         self.owners[shard] = owner
         self.bells.listen(keys.slot, keys.bell, owner.ring)

@@ -119,7 +119,8 @@ class Cluster:
         """Reads the topology; raises StoreUnavailable when no node of the URL answers."""
         try:
             with anyio.fail_after(CONNECT_TIMEOUT_S * 2):
-                await self._redis.initialize()
+                # Not the client's own initialize: that also runs COMMAND, which few ACL users may and we don't need.
+                await self._nodes.initialize()
         except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
             msg = f"no cluster node answers at {self.startup_addresses()}: is it up, and the address right?"
             raise StoreUnavailable(msg) from error
@@ -127,7 +128,8 @@ class Cluster:
     async def aclose(self) -> None:
         for node in self._strangers.values():
             await node.disconnect()
-        await self._redis.aclose()
+        await self._nodes.aclose()
+        await self._nodes.aclose("startup_nodes")
 
     def startup_addresses(self) -> str:
         return ", ".join(sorted(self._nodes.startup_nodes))

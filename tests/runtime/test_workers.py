@@ -106,6 +106,28 @@ async def test_a_killed_worker_is_replaced_within_lease_and_two_seconds(
             )
 
 
+async def test_a_join_at_the_moment_of_a_crash_does_not_delay_the_takeover(
+    cluster: LocalCluster, queue_name: str, tmp_path: Path
+) -> None:
+    """The new plan gives some orphans to the worker that has just come; the standby that watched them takes them."""
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=SHARDS)
+        with workers(cluster.url, queue_name, tmp_path, lease=LEASE_S) as start:
+            leader = start()
+            await spread(queue, {leader.name})
+            other = start()
+            await spread(queue, {leader.name, other.name})
+            leader.send(signal.SIGKILL)
+            joined = start()
+
+            async def taken() -> bool:
+                owned = await owners(queue)
+                return len(owned) == SHARDS and leader.name not in owned.values()
+
+            await until(taken, LEASE_S + 2, "every shard of the killed worker to be taken")
+            await spread(queue, {other.name, joined.name})
+
+
 async def test_a_graceful_stop_repeats_nothing(cluster: LocalCluster, queue_name: str, tmp_path: Path) -> None:
     async with shardq.connect(cluster.url) as client:
         queue = await client.queue(queue_name, shards=SHARDS)
