@@ -28,8 +28,14 @@ class CommandEntry(NamedTuple):
 COMMANDS: dict[str, CommandEntry] = {
     "demo": CommandEntry("shardq.cli.demo:demo", "Show shardq at work on a cluster of its own, and check the outcome."),
     "up": CommandEntry("shardq.cli.up:up", "Run a local Redis or Valkey cluster in the foreground."),
+    "install": CommandEntry("shardq.cli.install:install", "Load shardq's functions on every master."),
+    "queue": CommandEntry("shardq.cli.queue:queue", "Create, list and show queues."),
+    "status": CommandEntry("shardq.cli.status:status", "Show backlog, age, rate and owner of every shard."),
+    "produce": CommandEntry("shardq.cli.produce:produce", "Send lines of JSON to a queue."),
     "work": CommandEntry("shardq.cli.work:work", "Run a worker, in one process or several."),
-    "bench": CommandEntry("shardq.cli.bench:bench", "Measure sending and handling beside redis-py and redis-benchmark."),
+    "coordinator": CommandEntry("shardq.cli.coordinator:coordinator", "Coordinate a group's workers from outside."),
+    "exporter": CommandEntry("shardq.cli.exporter:exporter", "Serve the metrics for Prometheus."),
+    "bench": CommandEntry("shardq.cli.bench:bench", "Measure sending and handling, beside redis-py."),
 }
 
 

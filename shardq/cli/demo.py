@@ -7,6 +7,7 @@ itself: ops/demo does.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -67,6 +68,8 @@ def demo(
     Three masters, a queue of 12 shards, two workers; half way one is killed with SIGKILL and a new one joins. The
     report is checked against the file; the exit status is 1 if a flight was lost, handled out of order, or miscounted.
     """
+    # A terminal that is closed is a stop like any other: nothing may be left behind.
+    signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     settings = Settings(find_server(server_binary), load(path), rate, port, metrics_port)
     if sys.stdout.isatty() and not as_json:
         from shardq.ops.demo.view import LiveView
@@ -77,9 +80,13 @@ def demo(
         report = _run(settings, Lines().show)
     if report is None:
         raise KeyboardInterrupt
+    context.exit(conclude(report, as_json))
+
+
+def conclude(report: Report, as_json: bool) -> int:
+    """Prints the report; returns the exit status."""
     click.echo(json.dumps(report.as_dict(), indent=2) if as_json else report_text(report))
-    if not report.ok:
-        context.exit(1)
+    return 0 if report.ok else 1
 
 
 def _run(settings: Settings, show: Show) -> Report | None:

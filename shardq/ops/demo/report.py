@@ -29,6 +29,7 @@ class Observed:
     shards: int
     sent: int
     first_send_ns: int
+    workers: tuple[str, ...] = ()
     killed_worker: str | None = None
     killed_ns: int = 0
     killed_shards: frozenset[int] = frozenset()
@@ -81,6 +82,7 @@ def judge(flights: Sequence[Flight], handlings: Iterable[Handling], observed: Ob
     carriers = carrier_totals((handling.carrier, handling.dep_delay) for handling in first.values())
     totals_match = carriers == carrier_totals((flight.carrier, flight.dep_delay) for flight in flights)
     takeovers = takeover_seconds(in_time, observed)
+    shares = Counter(handling.worker for handling in first.values())
     ended_ns = max((handling.end_ns for handling in first.values()), default=observed.first_send_ns)
     seconds = (ended_ns - observed.first_send_ns) / _NS
     return Report(
@@ -102,7 +104,7 @@ def judge(flights: Sequence[Flight], handlings: Iterable[Handling], observed: Ob
         seconds=round(seconds, 3),
         messages_per_second=round(len(first) / seconds, 1) if seconds > 0 else 0.0,
         peak_messages_per_second=best_second(first.values(), observed.first_send_ns),
-        workers=dict(sorted(Counter(handling.worker for handling in first.values()).items())),
+        workers=dict(sorted({**dict.fromkeys(observed.workers, 0), **shares}.items())),
         carriers=carriers,
     )
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from shardq.ops.demo.flights import Flight
 from shardq.ops.demo.journal import JournalReader
 from shardq.ops.demo.report import Observed, Report, judge
 from shardq.ops.demo.worker import GROUP, QUEUE
+from shardq.ops.exporter import serve_metrics
 from shardq.ops.local_cluster import LocalCluster, server_version
 from shardq.runtime.client import Client, Queue, connect
 
@@ -110,18 +112,24 @@ class _Demo:
                 await self._until(lambda: self._sent is not None and self._board.handled >= self._sent, STUCK_AFTER_S)
             tasks.cancel_scope.cancel()
         self._look_at_journals()
-        observed = replace(self._observed, sent=self._sent or 0, first_send_ns=self._first_send_ns)
+        observed = replace(
+            self._observed,
+            sent=self._sent or 0,
+            first_send_ns=self._first_send_ns,
+            workers=tuple(self._board.workers),
+        )
         return judge(self._settings.flights, self._board.handlings, observed)
 
     # -- what happens -------------------------------------------------------------------------------------------------
 
     async def _gather(self) -> None:
-        for name in (FIRST, SECOND):
+        # One after the other, so that the first one is the coordinator too: that is the one to be killed.
+        for count, name in enumerate((FIRST, SECOND), 1):
             self._start(name)
-        if not await self._until(self._is_spread, READY_WITHIN_S):
-            said = " ".join(event.text for event in self._board.events if event.grave) or "no worker ended"
-            raise UsageError(f"The workers do not share the {SHARDS} shards after {READY_WITHIN_S:g} s: {said}.")
-        self._tell(f"{FIRST} and {SECOND} share the shards, the replay begins")
+            if not await self._until(partial(self._is_spread, count), READY_WITHIN_S):
+                said = " ".join(event.text for event in self._board.events if event.grave) or "none has ended."
+                raise UsageError(f"The workers did not come to hold even shares of the shards: {said}")
+        self._tell(f"{FIRST} (also the coordinator) and {SECOND} share the shards, the replay begins")
 
     async def _send(self, queue: Queue) -> None:
         flights, rate = self._settings.flights, self._settings.rate
@@ -166,7 +174,11 @@ class _Demo:
             await anyio.sleep(LOOK_EVERY_S)
 
     async def _serve_metrics(self) -> None:
-        pass
+        def listening(url: str) -> None:
+            self._board.metrics_url = url
+            self._tell(f"metrics on {url}")
+
+        await serve_metrics(self._client, self._settings.metrics_port, on_listening=listening)
 
     def _look_at_journals(self) -> None:
         self._board.see_handlings(time.monotonic(), self._journals.read_new())
@@ -187,8 +199,9 @@ class _Demo:
             await self._looked.wait()
         return True
 
-    def _is_spread(self) -> bool:
-        return all(self._board.owned_by(name) == SHARDS // 2 for name in (FIRST, SECOND))
+    def _is_spread(self, workers: int) -> bool:
+        names = (FIRST, SECOND)[:workers]
+        return all(self._board.owned_by(name) == SHARDS // workers for name in names)
 
     def _tell(self, text: str, *, grave: bool = False) -> None:
         self._board.tell(time.monotonic(), text, grave=grave)

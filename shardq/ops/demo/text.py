@@ -45,14 +45,14 @@ def _seconds(seconds: float | None) -> str:
 def _duplicates(report: Report) -> str:
     if report.duplicates_not_by_the_kill:
         return f"{report.duplicates_not_by_the_kill:,} of them NOT explained by the kill"
-    return "handled but not yet committed at the kill, so handled again"
+    return "handled but not committed at the kill, so handled again" if report.duplicates else "none"
 
 
 def _takeover(report: Report) -> str:
     if report.takeover_seconds is None:
         return "nothing was left to take over"
     last = _seconds(report.takeover_seconds_last_shard)
-    return f"from SIGKILL to the first message of its {report.killed_shards} shards; the last one after {last}"
+    return f"from SIGKILL to the first message of its {report.killed_shards} shards; the last: {last}"
 
 
 def _fate(report: Report, worker: str) -> str:

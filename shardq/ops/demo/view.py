@@ -14,7 +14,8 @@ from rich.text import Text
 
 from shardq.ops.demo.board import Board, WorkerLine
 
-_EVENTS, _CARRIERS, _WIDTH = 5, 4, 100
+_EVENTS, _CARRIERS = 5, 4
+_WIDTH, _FULL_HEIGHT = 100, 28
 _STATE_STYLES = {"runs": "green", "killed": "bold red", "ended": "bold red"}
 
 
@@ -23,7 +24,8 @@ class LiveView:
 
     def __init__(self, console: Console | None = None) -> None:
         # Refreshed by `show` alone: a thread of rich's own would draw a board that is being changed.
-        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._console = console or Console()
+        self._live = Live(console=self._console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -36,14 +38,18 @@ class LiveView:
 
     def show(self, board: Board) -> None:
         """Draws the board as it is now."""
-        self._live.update(draw(board), refresh=True)
+        width, height = self._console.size
+        self._live.update(draw(board, min(width, _WIDTH), height), refresh=True)
 
 
-def draw(board: Board) -> RenderableType:
-    """The whole view: 28 lines, 100 columns."""
-    lower = Table.grid(padding=(0, 4))
-    lower.add_row(_workers(board), _carriers(board))
-    return Group(_title(board), _progress(board), _shards(board), lower, Text(), _events(board))
+def draw(board: Board, width: int, height: int) -> RenderableType:
+    """The whole view: 28 lines; a lower terminal goes without the workers and carriers."""
+    parts: list[RenderableType] = [_title(board), _progress(board, width), _shards(board, width)]
+    if height > _FULL_HEIGHT:
+        lower = Table.grid(padding=(0, 4))
+        lower.add_row(_workers(board), _carriers(board))
+        parts += [lower, Text()]
+    return Group(*parts, _events(board))
 
 
 def _title(board: Board) -> Text:
@@ -55,20 +61,20 @@ def _title(board: Board) -> Text:
     return title
 
 
-def _progress(board: Board) -> RenderableType:
+def _progress(board: Board, width: int) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     grid.add_row(
         Text(f"sent {board.sent:>7,}"),
         Text(f"handled {board.handled:>7,}", style="bold"),
         Text(f"{board.rate:>7,.0f}/s"),
         Text(f"backlog {board.backlog:>6,}", style="yellow" if board.backlog > board.rate else ""),
-        ProgressBar(total=board.total, completed=board.handled, width=36),
+        ProgressBar(total=board.total, completed=board.handled, width=max(width - 64, 8)),
     )
     return grid
 
 
-def _shards(board: Board) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), width=_WIDTH, pad_edge=False)
+def _shards(board: Board, width: int) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), width=width, pad_edge=False)
     for name in ("SHARD", "NODE", "OWNER"):
         table.add_column(name, ratio=2 if name != "SHARD" else 1)
     for name in ("RATE", "BACKLOG", "PEL"):
