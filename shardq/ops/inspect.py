@@ -1,4 +1,4 @@
-"""The read model: queues, shards and groups as one moment's numbers, for status, exporter and demo alike. Writes nothing.
+"""The read model: what queues, shards and groups are at one moment, for status, exporter and demo. Writes nothing.
 
 Counts are messages unless named otherwise. A shard that can't be read (its master is away) is missing from `shards` and
 named in `unreadable`: the others are shown all the same.
@@ -6,15 +6,16 @@ named in `unreadable`: the others are shown all the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import anyio
 
 from shardq.core.ids import entry_key
-from shardq.errors import CorruptData, ShardqError, StoreError, UnknownQueue, UsageError
+from shardq.errors import ShardqError, UsageError
 from shardq.runtime.client import Client, Queue
 from shardq.storage import calls
+from shardq.storage.keys import ShardKeys
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +40,12 @@ class GroupView:
     held: bool
     moving: bool
     epoch: int
+    renewals: str
 
     @property
     def oldest_age_s(self) -> float | None:
         """Seconds since the oldest entry that is not finished was stored."""
-        return max((age for age in (self.oldest_pending_age_s, self.oldest_unread_age_s) if age is not None), default=None)
+        return _oldest((self.oldest_pending_age_s, self.oldest_unread_age_s))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,34 +91,32 @@ class QueueView:
         return _sum(parts) if parts else None
 
 
-async def read_queue(client: Client, name: str, groups: Sequence[str] | None = None) -> QueueView:
-    """Reads one queue and the groups named (default: every registered one).
+async def read_queue(
+    client: Client, name: str, groups: Sequence[str] | None = None, *, timeout_s: float = 5.0
+) -> QueueView:
+    """Reads one queue and the groups named (default: every registered one); each shard gets `timeout_s` to answer.
 
     Raises UnknownQueue for a queue that does not exist, UsageError for a group that does not, StoreError when not even
     the queue's routing table can be read.
     """
     queue = await client.queue(name)
-    registered = await _registered(queue)
-    if groups is not None and registered is not None and (unknown := sorted(set(groups) - set(registered))):
-        there = f"its groups are {', '.join(registered)}" if registered else "it has none yet: a worker makes it"
-        raise UsageError(f"queue {name!r} has no group {unknown[0]!r}: {there}")
-    wanted = groups if groups is not None else registered or ()
+    wanted = await _groups(queue, groups, timeout_s)
     shards: dict[int, ShardView] = {}
     unreadable: dict[int, str] = {}
     states: dict[str, GroupState] = {}
 
     async def look(shard: int) -> None:
         try:
-            counters = await calls.inspect(client.pipes, queue.shards[shard], wanted)
+            counters = await calls.inspect(client.pipes, queue.shards[shard], wanted, timeout_s=timeout_s)
             shards[shard] = shard_view(queue, shard, counters)
-        except (StoreError, CorruptData, UnknownQueue) as error:
+        except ShardqError as error:
             unreadable[shard] = str(error)
 
     async def look_at_group(group: str) -> None:
         try:
-            state = await calls.control_state(client.pipes, queue.keys, group)
-        except (StoreError, CorruptData):
-            return  # the members stay unknown; what is in the queue is worth more than an error
+            state = await calls.control_state(client.pipes, queue.keys, group, timeout_s=timeout_s)
+        except ShardqError:
+            return  # its members stay unknown; what is in the queue is worth more than an error
         states[group] = GroupState(state.leader, tuple(sorted(state.members)), state.rebalances)
 
     async with anyio.create_task_group() as tasks:
@@ -127,14 +127,32 @@ async def read_queue(client: Client, name: str, groups: Sequence[str] | None = N
     return QueueView(name, dict(sorted(shards.items())), dict(sorted(states.items())), dict(sorted(unreadable.items())))
 
 
-async def _registered(queue: Queue) -> tuple[str, ...] | None:
-    """Names of the queue's groups, from the first shard that answers; None when none does."""
+async def _groups(queue: Queue, asked: Sequence[str] | None, timeout_s: float) -> Sequence[str]:
+    """The groups to read: those asked for, if they exist, or all. One shard of every master is asked, so that no single
+    one has to be up."""
+    client = queue.client
+    probes: dict[str, ShardKeys] = {}
     for shard in queue.shards.values():
+        node = client.cluster.node_of(shard.slot)
+        probes.setdefault(node.name if node is not None else "", shard)
+    answers: list[tuple[str, ...]] = []
+
+    async def probe(shard: ShardKeys) -> None:
         try:
-            return (await calls.inspect(queue.client.pipes, shard, (), timeout_s=1.0)).registered
+            answers.append((await calls.inspect(client.pipes, shard, (), timeout_s=timeout_s)).registered)
         except ShardqError:
-            continue
-    return None
+            return  # said of each shard when it is read in earnest
+
+    async with anyio.create_task_group() as tasks:
+        for shard in probes.values():
+            tasks.start_soon(probe, shard)
+    there = sorted({group for answer in answers for group in answer})
+    if asked is None:
+        return there
+    if answers and (unknown := sorted(set(asked) - set(there))):
+        instead = f"its groups are {', '.join(there)}" if there else "it has none yet, its first worker makes one"
+        raise UsageError(f"queue {queue.name!r} has no group {unknown[0]!r}: {instead}")
+    return asked
 
 
 def shard_view(queue: Queue, shard: int, counters: calls.ShardCounters) -> ShardView:
@@ -171,6 +189,7 @@ def group_view(group: calls.GroupCounters, shard: calls.ShardCounters) -> GroupV
         held=group.held,
         moving=bool(group.heir),
         epoch=group.epoch,
+        renewals=group.renewals,
     )
 
 
@@ -179,10 +198,11 @@ def _age_s(entry: str, now_ms: int) -> float | None:
     return max(0, now_ms - entry_key(entry)[0]) / 1000 if entry else None
 
 
-def _sum(parts: Sequence[GroupView]) -> GroupView:
-    def oldest(ages: Sequence[float | None]) -> float | None:
-        return max((age for age in ages if age is not None), default=None)
+def _oldest(ages: Iterable[float | None]) -> float | None:
+    return max((age for age in ages if age is not None), default=None)
 
+
+def _sum(parts: Sequence[GroupView]) -> GroupView:
     return GroupView(
         delivered=sum(part.delivered for part in parts),
         acked=sum(part.acked for part in parts),
@@ -191,10 +211,11 @@ def _sum(parts: Sequence[GroupView]) -> GroupView:
         backlog=sum(part.backlog for part in parts),
         pel_messages=sum(part.pel_messages for part in parts),
         pel_entries=sum(part.pel_entries for part in parts),
-        oldest_pending_age_s=oldest([part.oldest_pending_age_s for part in parts]),
-        oldest_unread_age_s=oldest([part.oldest_unread_age_s for part in parts]),
+        oldest_pending_age_s=_oldest(part.oldest_pending_age_s for part in parts),
+        oldest_unread_age_s=_oldest(part.oldest_unread_age_s for part in parts),
         owner="",
         held=all(part.held for part in parts),
         moving=any(part.moving for part in parts),
         epoch=max(part.epoch for part in parts),
+        renewals="",
     )

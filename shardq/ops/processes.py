@@ -15,9 +15,10 @@ from typing import TypeVar
 
 import anyio
 
-from shardq.errors import ShardqError
+from shardq.runtime.tasks import one_error
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ONE_SIGNAL_S = 0.5  # a terminal and a wrapper (timeout, npm) may both pass on the same one: that is no impatience
 
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -38,39 +39,42 @@ def die_with_parent(parent_pid: int) -> None:
 def run_async(main: Callable[[], Awaitable[Result]]) -> Result:
     """Runs `main` in an event loop. A ShardqError that comes out of task groups is raised as itself: a person is told
     what went wrong, not how many tasks heard of it."""
-    try:
+    with one_error():
         return anyio.run(main)
-    except BaseExceptionGroup as group:
-        if group.split(ShardqError)[1] is None:
-            raise _first(group) from group
-        raise
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error = group.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error
 
 
 async def until_stopped(work: Callable[[], Awaitable[None]], stop: Callable[[], bool]) -> bool:
-    """Runs `work`; the first SIGINT or SIGTERM calls `stop`, a second one, or a first one that `stop` answers with
-    False (there is nothing to finish), cancels it. Returns whether it was cut short by a second signal."""
+    """Runs `work` as the last thing a process does: the first SIGINT or SIGTERM calls `stop`; a second one, or a first
+    one that `stop` answers with False (there is nothing to finish), cancels it. Returns whether a second one did."""
     hurried = False
+    listening = anyio.Event()
 
     async def obey(scope: anyio.CancelScope) -> None:
         nonlocal hurried
+        told_s: float | None = None
         with anyio.open_signal_receiver(*STOP_SIGNALS) as signals:
-            ready.set()
-            told = False
+            listening.set()
             async for _ in signals:
-                hurried = told
-                if told or not stop():
+                now_s = anyio.current_time()
+                if told_s is None:
+                    told_s = now_s
+                    if not stop():
+                        scope.cancel()
+                elif now_s - told_s > ONE_SIGNAL_S:
+                    hurried = True
                     scope.cancel()
-                told = True
 
-    ready = anyio.Event()
+    async def obey_then_ignore(scope: anyio.CancelScope) -> None:
+        try:
+            await obey(scope)
+        finally:
+            # The work may still be saying goodbye, which is short: one more signal must not kill it there.
+            for number in STOP_SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
+
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(obey, tasks.cancel_scope)
-        await ready.wait()
+        tasks.start_soon(obey_then_ignore, tasks.cancel_scope)
+        await listening.wait()
         await work()
         tasks.cancel_scope.cancel()
     return hurried

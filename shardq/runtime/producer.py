@@ -166,6 +166,8 @@ class Producer:
                 async for key, value in pairs:
                     await self._put(key, value, None)
                     sent += 1
+                    if sent % CHUNK == 0:
+                        await anyio.sleep(0)  # an iterable that never waits must not starve the senders
                     if self._failed_batches != failed:
                         break
             else:

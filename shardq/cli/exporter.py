@@ -1,0 +1,30 @@
+"""`shardq exporter`: serves the metrics over HTTP until it is told to stop. What it serves is ops/exporter.py's."""
+
+from __future__ import annotations
+
+import click
+
+from shardq.cli.options import log_level_option, url_option
+from shardq.ops.exporter import serve_metrics
+from shardq.ops.processes import run_async, until_stopped
+from shardq.ops.work import log_to_stderr
+from shardq.runtime.client import connect
+
+
+@click.command(epilog="Example: shardq exporter --port 9400 --host 0.0.0.0")
+@click.option("--port", type=click.IntRange(0, 65535), default=9400, show_default=True, help="0 takes a free one.")
+@click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Where to listen.")
+@url_option
+@log_level_option
+def exporter(port: int, host: str, url: str, log_level: str) -> None:
+    """Serve the metrics of every queue for Prometheus.
+
+    Prints the URL when it listens. It keeps no count of its own: run as many as you like, restart them at will.
+    """
+    log_to_stderr(log_level)
+
+    async def work() -> None:
+        async with connect(url) as client:
+            await serve_metrics(client, port, host=host, on_listening=click.echo)
+
+    run_async(lambda: until_stopped(work, lambda: False))

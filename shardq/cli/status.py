@@ -1,0 +1,188 @@
+"""`shardq status`: what is in the queues, how old it is, how fast it goes, who has it. Reads twice, for the rate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+import click
+
+from shardq.cli.options import json_option, url_option
+from shardq.cli.output import age, print_json, print_table
+from shardq.ops.inspect import GroupView, QueueView, ShardView, read_queue
+from shardq.ops.processes import run_async
+from shardq.runtime.client import connect
+
+
+@click.command(epilog="Example: shardq status orders --group billing")
+@click.argument("queue", required=False)
+@click.option("--group", metavar="GROUP", help="Only this consumer group.")
+@click.option(
+    "--over",
+    "over_s",
+    type=click.FloatRange(0, 3600),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Measure RATE over this time; 0 leaves it out.",
+)
+@url_option
+@json_option
+def status(queue: str | None, group: str | None, over_s: float, url: str, as_json: bool) -> None:
+    """Show every shard of QUEUE for each of its groups, or, without QUEUE, a line for each queue and group.
+
+    BACKLOG counts messages stored and not finished, PENDING those of them that a worker has; OLDEST is the age of the
+    oldest of them; RATE is messages finished in a second (stored in a second, where there is no group).
+    """
+    if group is not None and queue is None:
+        raise click.UsageError("--group needs the QUEUE it belongs to")
+    looks = run_async(lambda: _look_twice(url, queue, group, over_s))
+    if queue is None:
+        _print_summary(looks, as_json)
+    else:
+        _print_shards(looks[0], as_json)
+    for look in looks:
+        for number, why in look.view.unreadable.items():
+            click.echo(f"shard {number} of {look.view.queue} can't be read: {why}", err=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """A queue now, and some time before."""
+
+    before: QueueView | None
+    view: QueueView
+
+    def rate(self, shard: ShardView, group: str) -> float | None:
+        """Messages a second, by the clock of the shard's own node."""
+        earlier = self.before.shards.get(shard.shard) if self.before is not None else None
+        if earlier is None or shard.time_ms <= earlier.time_ms:
+            return None
+        return (_done(shard, group) - _done(earlier, group)) * 1000 / (shard.time_ms - earlier.time_ms)
+
+
+def _done(shard: ShardView, group: str) -> int:
+    view = shard.groups.get(group)
+    return view.acked + view.dead if view is not None else 0 if group else shard.appended
+
+
+async def _look_twice(url: str, queue: str | None, group: str | None, over_s: float) -> list[_Look]:
+    groups = [group] if group is not None else None
+    async with connect(url) as client:
+        names = [queue] if queue is not None else await client.queue_names()
+        before: dict[str, QueueView] = {}
+        if over_s > 0 and names:
+            before = {name: await read_queue(client, name, groups) for name in names}
+            await anyio.sleep(over_s)
+        return [_Look(before.get(name), await read_queue(client, name, groups)) for name in names]
+
+
+# -- one queue: its shards --------------------------------------------------------------------------------------------
+
+
+def _groups(view: QueueView) -> list[str]:
+    """The queue's groups; a queue without one is shown under the name ''."""
+    return sorted({group for shard in view.shards.values() for group in shard.groups}) or [""]
+
+
+def _print_shards(look: _Look, as_json: bool) -> None:
+    if as_json:
+        print_json(_shard_object(look, shard, group) for group in _groups(look.view) for shard in _shards(look))
+        return
+    headers = ["SHARD", "SLOT", "NODE", "BACKLOG", "PENDING", "OLDEST", "RATE", "OWNER", "LEASE"]
+    for group in _groups(look.view):
+        total = look.view.total(group)
+        said = f"{total.backlog} messages to do, {total.dead} dead" if total else f"{look.view.appended} messages"
+        click.echo(f"{look.view.queue} / {group}: {said}" if group else f"{look.view.queue}, no group yet: {said}")
+        rows = [_shard_row(look, shard, group) for shard in _shards(look)]
+        print_table(headers, rows, left=["NODE", "OWNER", "LEASE"])
+
+
+def _shards(look: _Look) -> Iterator[ShardView]:
+    yield from look.view.shards.values()
+
+
+def _shard_row(look: _Look, shard: ShardView, group: str) -> list[str]:
+    view = shard.groups.get(group)
+    where = [str(shard.shard), str(shard.slot), shard.node or "-"]
+    rate = _number(look.rate(shard, group))
+    if view is None:
+        return [*where, str(shard.appended), "-", "-", rate, "-", "-"]
+    counts = [str(view.backlog), str(view.pel_messages), age(view.oldest_age_s)]
+    return [*where, *counts, rate, view.owner or "-", _lease(view)]
+
+
+def _lease(view: GroupView) -> str:
+    return ("moving" if view.moving else "held") if view.held else "free"
+
+
+def _number(rate: float | None) -> str:
+    return "-" if rate is None else f"{rate:.0f}"
+
+
+def _shard_object(look: _Look, shard: ShardView, group: str) -> dict[str, Any]:
+    view = shard.groups.get(group)
+    where = {"queue": look.view.queue, "shard": shard.shard, "slot": shard.slot, "node": shard.node}
+    base = {**where, "state": shard.state, "appended": shard.appended, "rate": look.rate(shard, group)}
+    return base if view is None else {**base, "group": group, **_group_object(view), "owner": view.owner}
+
+
+def _group_object(view: GroupView) -> dict[str, Any]:
+    return {
+        "backlog": view.backlog,
+        "pending": view.pel_messages,
+        "pending_entries": view.pel_entries,
+        "delivered": view.delivered,
+        "acked": view.acked,
+        "retried": view.retried,
+        "dead": view.dead,
+        "oldest_s": view.oldest_age_s,
+        "lease": _lease(view),
+        "epoch": view.epoch,
+    }
+
+
+# -- every queue: a line for each group -------------------------------------------------------------------------------
+
+
+def _print_summary(looks: list[_Look], as_json: bool) -> None:
+    lines = [(look, group) for look in looks for group in _groups(look.view)]
+    if as_json:
+        print_json(_summary_object(look, group) for look, group in lines)
+        return
+    headers = ["QUEUE", "GROUP", "SHARDS", "APPENDED", "BACKLOG", "PENDING", "OLDEST", "RATE", "DEAD", "LEASES"]
+    print_table(headers, [_summary_row(look, group) for look, group in lines], left=["QUEUE", "GROUP"])
+
+
+def _total_rate(look: _Look, group: str) -> float | None:
+    rates = [rate for shard in _shards(look) if (rate := look.rate(shard, group)) is not None]
+    return sum(rates) if rates else None
+
+
+def _held(look: _Look, group: str) -> int:
+    return sum(shard.groups[group].held for shard in _shards(look) if group in shard.groups)
+
+
+def _summary_row(look: _Look, group: str) -> list[str]:
+    view, total = look.view, look.view.total(group)
+    shards = len(view.shards) + len(view.unreadable)
+    where = [view.queue, group or "-", str(shards), str(view.appended)]
+    rate = _number(_total_rate(look, group))
+    if total is None:
+        return [*where, str(view.appended), "-", "-", rate, "-", "-"]
+    counts = [str(total.backlog), str(total.pel_messages), age(total.oldest_age_s), rate, str(total.dead)]
+    return [*where, *counts, f"{_held(look, group)}/{shards}"]
+
+
+def _summary_object(look: _Look, group: str) -> dict[str, Any]:
+    view, total = look.view, look.view.total(group)
+    shards = len(view.shards) + len(view.unreadable)
+    base = {"queue": view.queue, "shards": shards, "appended": view.appended, "rate": _total_rate(look, group)}
+    if total is None:
+        return base
+    state = view.groups.get(group)
+    extra = {"leases": _held(look, group), "members": list(state.members) if state is not None else None}
+    counts = {name: value for name, value in _group_object(total).items() if name not in ("lease", "epoch")}
+    return {**base, "group": group, **counts, **extra}
