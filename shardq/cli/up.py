@@ -15,9 +15,9 @@ import click
 
 from shardq.errors import StoreUnavailable
 from shardq.ops.local_cluster import LocalCluster, find_server, server_version
+from shardq.ops.processes import STOP_SIGNALS
 
 _LOOK_EVERY_S = 0.2
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @click.command(epilog="Example: shardq up --masters 3 --replicas 1 --data ./data")
@@ -41,7 +41,7 @@ def up(masters: int, replicas: int, port: int, server_binary: str | None, data_d
 
     Prints the cluster's URL when it is ready. Ctrl-C or SIGTERM stops it.
     """
-    for number in _STOP_SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, _stop_once)
     try:
         server = find_server(server_binary)
@@ -55,7 +55,7 @@ def up(masters: int, replicas: int, port: int, server_binary: str | None, data_d
 
 def _stop_once(number: int, frame: FrameType | None) -> None:
     # An impatient second Ctrl-C must not cut the stopping short and leave servers or data behind.
-    for each in _STOP_SIGNALS:
+    for each in STOP_SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
 

@@ -35,6 +35,7 @@ MAX_MESSAGES = 65535
 
 Key = str | bytes | None
 Headers = Mapping[str, str | bytes]
+_KEY_TYPES = frozenset((str, bytes, type(None)))
 
 _encoder = msgspec.msgpack.Encoder()
 _Body = tuple[int, list[int] | None, list[Any], list[Any], list[dict[str, Any] | None] | None]
@@ -136,7 +137,7 @@ def _check(batch: RecordBatch, count: int) -> None:
     if count < 1 or any(part is not None and len(part) != count for part in lists):
         msg = f"a record batch whose header says {count} messages holds lists of other lengths"
         raise CorruptData(msg)
-    if any(type(key) not in (str, bytes, type(None)) for key in batch.keys):
+    if not _KEY_TYPES.issuperset(map(type, batch.keys)):
         msg = "a record batch holds a key that is neither str nor bytes"
         raise CorruptData(msg)
     for headers in batch.headers or ():

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 
 import msgspec
 
@@ -207,12 +208,9 @@ def build_messages(decoded: records.RecordBatch, batch: Batch) -> list[Message]:
             Message(key, value, None, base, index, batch)
             for index, (key, value) in enumerate(zip(keys, values, strict=True))
         ]
-    times = [base + offset for offset in offsets] if offsets is not None else [base] * len(keys)
-    all_headers = headers if headers is not None else [None] * len(keys)
-    return [
-        Message(key, value, own, time, index, batch)
-        for index, (key, value, own, time) in enumerate(zip(keys, values, all_headers, times, strict=True))
-    ]
+    times = [base + offset for offset in offsets] if offsets is not None else repeat(base)
+    own = headers if headers is not None else repeat(None)
+    return list(map(Message, keys, values, own, times, range(len(keys)), repeat(batch)))
 
 
 def pack_progress(done: bytearray) -> bytes:

@@ -12,30 +12,25 @@ import gc
 import importlib.metadata
 import os
 import platform
-import random
 import resource
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 import anyio
 from anyio import to_thread
 
-from shardq.errors import CorruptData
 from shardq.ops import bench_peers
-from shardq.ops.bench_peers import DEPTH, GROUP, Counted, Peers
-from shardq.runtime.client import Client, Queue, connect
-from shardq.runtime.worker import Worker
+from shardq.ops.bench_peers import DEPTH, Counted, Peers
+from shardq.ops.bench_shardq import KEYS, VALUE_BYTES, Shardq, check_count, make_pairs
+from shardq.runtime.client import Client, connect
 
-VALUE_BYTES, KEYS = 100, 10_000
+BENCHMARK_SHARE = 2  # redis-benchmark sends so many times more: with threads it looks at the clock every 250 ms
 PIPELINE_SHARE = 10  # redis-py's pipelines send this much less: they are so much slower, and their rate is steady
-ACKED_WITHIN_S = 60.0
 
 Say = Callable[[str], None]
-Pairs = Sequence[tuple[str, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,92 +75,10 @@ def consume(url: str, sizes: Sizes, say: Say) -> dict[str, Any]:
 # -- the sides -----------------------------------------------------------------------------------------------
 
 
-class _Shardq:
-    """shardq's side. A new queue for each round: its predecessor's keys were deleted."""
-
-    def __init__(self, client: Client, sizes: Sizes, pairs: Pairs) -> None:
-        self._client, self._sizes, self._pairs = client, sizes, pairs
-        self._rounds = 0
-        self._queue: Queue | None = None
-
-    async def declare(self) -> Queue:
-        self._rounds += 1
-        self._queue = await self._client.queue(f"bench-{self._rounds}", shards=self._sizes.shards)
-        return self._queue
-
-    async def send(self) -> Counted:
-        queue = self._queue or await self.declare()
-        async with queue.producer() as producer:
-            started = perf_counter()
-            await producer.send_many(self._pairs)
-            seconds = perf_counter() - started
-        counters = await queue.counters(())
-        return Counted(sum(shard.appended for shard in counters.values()), seconds)
-
-    async def fill(self) -> None:
-        await self.declare()
-        _check_count("filling the queue", (await self.send()).messages, len(self._pairs))
-
-    async def handle_each(self) -> Counted:
-        worker = Worker(f"bench-{self._rounds}", group=GROUP)
-        tally = _Tally(len(self._pairs))
-
-        @worker.handler
-        async def handle(_message: object) -> None:
-            tally.add(1)
-
-        return await self._work(worker, tally)
-
-    async def handle_lists(self) -> Counted:
-        worker = Worker(f"bench-{self._rounds}", group=GROUP)
-        tally = _Tally(len(self._pairs))
-
-        @worker.batch_handler
-        async def handle(messages: Sequence[object]) -> None:
-            tally.add(len(messages))
-
-        return await self._work(worker, tally)
-
-    async def _work(self, worker: Worker, tally: _Tally) -> Counted:
-        """From the first delivery until Redis has counted every message as acknowledged."""
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(worker.run, self._client)
-            await tally.complete.wait()
-            acked, seconds = await self._acked(tally)
-            worker.stop()
-        _check_count("shardq's handler was called", tally.handled, len(self._pairs))
-        return Counted(acked, seconds)
-
-    async def _acked(self, tally: _Tally) -> tuple[int, float]:
-        assert self._queue is not None
-        acked, seconds = 0, 0.0
-        with anyio.move_on_after(ACKED_WITHIN_S):
-            while acked < len(self._pairs):
-                counters = await self._queue.counters([GROUP])
-                seconds = perf_counter() - tally.started
-                acked = sum(group.acked for shard in counters.values() for group in shard.groups.values())
-        return acked, seconds
-
-
-class _Tally:
-    """Handler calls: when the first one came, and when all did."""
-
-    def __init__(self, expected: int) -> None:
-        self.started, self.handled, self.complete = 0.0, 0, anyio.Event()
-        self._expected = expected
-
-    def add(self, count: int) -> None:
-        if not self.handled:
-            self.started = perf_counter()
-        self.handled += count
-        if self.handled >= self._expected:
-            self.complete.set()
-
-
 def _produce_sides(client: Client, peers: Peers, sizes: Sizes, say: Say) -> list[Side]:
     pairs = make_pairs(sizes.messages)
     few = [value for _, value in pairs][: max(1, sizes.messages // PIPELINE_SHARE)]
-    shardq = _Shardq(client, sizes, pairs)
+    shardq = Shardq(client, sizes.shards, pairs)
 
     async def declare() -> None:
         await shardq.declare()
@@ -183,19 +96,20 @@ def _produce_sides(client: Client, peers: Peers, sizes: Sizes, say: Say) -> list
         Side("redis-py-asyncio", f"redis.asyncio.RedisCluster.pipeline(), {what}", len(few), pipeline_asyncio),
     ]
     if bench_peers.has_redis_benchmark():
-        setting = peers.best_setting(sizes.messages, VALUE_BYTES, say)
+        many = sizes.messages * BENCHMARK_SHARE
+        setting = peers.best_setting(many, VALUE_BYTES, say)
 
         async def benchmark() -> Counted:
-            return await to_thread.run_sync(peers.benchmark, setting, sizes.messages, VALUE_BYTES)
+            return await to_thread.run_sync(peers.benchmark, setting, many, VALUE_BYTES)
 
-        shown = " ".join(peers.benchmark_command(setting, sizes.messages, VALUE_BYTES, shown=True))
-        sides.append(Side("redis-benchmark", shown, sizes.messages, benchmark))
+        shown = " ".join(peers.benchmark_command(setting, many, VALUE_BYTES, shown=True))
+        sides.append(Side("redis-benchmark", shown, many, benchmark))
     return sides
 
 
 def _consume_sides(client: Client, peers: Peers, sizes: Sizes, _say: Say) -> list[Side]:
     pairs = make_pairs(sizes.messages)
-    shardq = _Shardq(client, sizes, pairs)
+    shardq = Shardq(client, sizes.shards, pairs)
 
     async def fill_streams() -> None:
         await to_thread.run_sync(peers.fill, sizes.messages, pairs[0][1])
@@ -217,14 +131,6 @@ def _consume_sides(client: Client, peers: Peers, sizes: Sizes, _say: Say) -> lis
             fill_streams,
         ),
     ]
-
-
-def make_pairs(count: int) -> list[tuple[str, bytes]]:
-    """The messages: the same ones in every run."""
-    chance = random.Random(1)
-    keys = [f"user:{number}" for number in range(KEYS)]
-    values = [chance.randbytes(VALUE_BYTES) for _ in range(KEYS)]
-    return list(zip(chance.choices(keys, k=count), chance.choices(values, k=count), strict=True))
 
 
 # -- the rounds ----------------------------------------------------------------------------------------------
@@ -268,7 +174,7 @@ async def _one(side: Side, peers: Peers) -> Timed:
     client_s, servers_s = _client_cpu_s(), peers.servers_cpu_s()
     counted = await side.run()
     client_s, servers_s = _client_cpu_s() - client_s, peers.servers_cpu_s() - servers_s
-    _check_count(side.name, counted.messages, side.messages)
+    check_count(side.name, counted.messages, side.messages)
     await to_thread.run_sync(peers.clean)
     scale = 1e6 / counted.messages
     return Timed(counted.messages / counted.seconds, client_s * scale, servers_s * scale)
@@ -277,12 +183,6 @@ async def _one(side: Side, peers: Peers) -> Timed:
 def _client_cpu_s() -> float:
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-
-def _check_count(what: str, found: int, expected: int) -> None:
-    if found != expected:
-        msg = f"{what}: {found} messages counted, not {expected}: its rate would mean nothing; run the benchmark again"
-        raise CorruptData(msg)
 
 
 # -- the result ----------------------------------------------------------------------------------------------
@@ -328,7 +228,11 @@ def _circumstances(peers: Peers, sizes: Sizes, load: float) -> dict[str, Any]:
             "value_bytes": VALUE_BYTES,
             "keys": KEYS,
         },
-        "machine": {"cpus": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}", "load": load},
+        "machine": {
+            "cpus": os.cpu_count(),
+            "system": f"{platform.system()} {platform.machine()}",
+            "load": round(load, 2),
+        },
         "versions": {
             "server": peers.server_version(),
             "python": platform.python_version(),

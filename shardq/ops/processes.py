@@ -17,7 +17,9 @@ import anyio
 
 from shardq.runtime.tasks import one_error
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# A closed terminal stops a command too, unless it was started to outlive it (nohup).
+_HANGUP = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, *_HANGUP)
 ONE_SIGNAL_S = 0.5  # a terminal and a wrapper (timeout, npm) may both pass on the same one: that is no impatience
 
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None

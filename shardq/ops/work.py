@@ -142,7 +142,7 @@ class Supervisor:
                     number = None
                     with anyio.move_on_after(self._until_due()):
                         number = await anext(signals)
-                    if number in STOP_SIGNALS:
+                    if number is not None and number in STOP_SIGNALS:
                         self._stop(number)
             finally:
                 for place in self._places:

@@ -78,7 +78,9 @@ class PendingBatch:
         offsets: list[int] | None = None
         if len(self.marks) > 1:
             ends = [index for index, _ in self.marks[1:]] + [count]
-            offsets = [ms - base for (start, ms), end in zip(self.marks, ends, strict=True) for _ in range(start, end)]
+            offsets = []
+            for (start, ms), end in zip(self.marks, ends, strict=True):
+                offsets += [ms - base] * (end - start)
         headers = [self.headers.get(index) for index in range(count)] if self.headers else None
         return records.encode(records.RecordBatch(base, offsets, self.keys, self.values, headers))
 

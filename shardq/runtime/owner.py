@@ -67,6 +67,7 @@ class ShardOwner:
         self._rung = False
         self._bell = anyio.Event()
         self._leaving_since: float | None = None
+        self._unanswered: Step | None = None
 
     def ring(self, payload: str = "") -> None:
         """The shard's bell: a message came, or the lease moved."""
@@ -103,7 +104,7 @@ class ShardOwner:
                 ours = False
             held.lose()
             self._runners.interrupt(held)
-            self.held = None
+            self.held = self._unanswered = None
 
     async def abandon(self) -> None:
         """After a cancellation: one last commit of what was finished, and the lease back. Errors leave it to time."""
@@ -111,17 +112,9 @@ class ShardOwner:
         if held is None:
             return
         try:
-            content = held.session.next_step(0)
-            await calls.step(
-                self._pipes,
-                self._keys,
-                self._group,
-                held.token,
-                content,
-                renew=False,
-                wait=False,
-                timeout_s=self._settings.lease_s,
-            )
+            if self._unanswered is not None:  # what it carries may not have been applied yet
+                await self._call_step(held, self._unanswered, renew=False)
+            await self._call_step(held, held.session.next_step(0), renew=False)
             await self._lease("release", held.token)
         except ShardqError as error:
             _log.warning(
@@ -262,26 +255,25 @@ class ShardOwner:
 
     async def _send(self, held: OwnedShard, content: Step, *, renew: bool) -> tuple[calls.Stepped, float]:
         """Sends one step until it is answered; returns the answer and when the answered try began."""
+        self._unanswered = content
         while True:
             sent = anyio.current_time()
             try:
-                stepped = await calls.step(
-                    self._pipes,
-                    self._keys,
-                    self._group,
-                    held.token,
-                    content,
-                    renew=renew,
-                    wait=content.entries_max > 0,
-                    timeout_s=STEP_TIMEOUT_S,
-                )
+                stepped = await self._call_step(held, content, renew=renew)
             except (StoreError, CorruptData) as error:
                 _log.warning(
                     "shard %d of %s: a commit got no answer, it is sent again: %s", self.shard, self._queue, error
                 )
                 await anyio.sleep(PAUSE_AFTER_ERROR_S)
             else:
+                self._unanswered = None
                 return stepped, sent
+
+    async def _call_step(self, held: OwnedShard, content: Step, *, renew: bool) -> calls.Stepped:
+        wait = content.entries_max > 0
+        return await calls.step(
+            self._pipes, self._keys, self._group, held.token, content, renew=renew, wait=wait, timeout_s=STEP_TIMEOUT_S
+        )
 
     # -- handing over ----------------------------------------------------------------------------------------
 

@@ -167,7 +167,7 @@ class Producer:
                     await self._put(key, value, None)
                     sent += 1
                     if sent % CHUNK == 0:
-                        await anyio.sleep(0)  # an iterable that never waits must not starve the senders
+                        await anyio.lowlevel.checkpoint()  # an iterable that never waits must not starve the senders
                     if self._failed_batches != failed:
                         break
             else:

@@ -110,6 +110,9 @@ class Cluster:
         self._strangers: dict[str, ClusterNode] = {}
         self._refreshed_monotonic_s = -1e9
         self.topology_version = 0
+        # Asked for every shard a worker starts; counting goes over 16384 slots.
+        self._least_replicas = (-1, 0)
+        self._replicas_told: dict[str, int] = {}
 
     @property
     def _nodes(self) -> Any:
@@ -121,11 +124,17 @@ class Cluster:
             with anyio.fail_after(CONNECT_TIMEOUT_S * 2):
                 # Not the client's own initialize: that also runs COMMAND, which few ACL users may and we don't need.
                 await self._nodes.initialize()
+            self.topology_version += 1
         except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
             msg = f"no cluster node answers at {self.startup_addresses()}: is it up, and the address right?"
             raise StoreUnavailable(msg) from error
 
     async def aclose(self) -> None:
+        # Also when the caller was cancelled: a socket left open is a leak, and closing one takes no time.
+        with anyio.move_on_after(CONNECT_TIMEOUT_S, shield=True):
+            await self._close_all()
+
+    async def _close_all(self) -> None:
         for node in self._strangers.values():
             await node.disconnect()
         await self._nodes.aclose()
@@ -142,9 +151,20 @@ class Cluster:
         owners = {nodes[0].name: nodes[0] for nodes in self._nodes.slots_cache.values() if nodes}
         return [owners[name] for name in sorted(owners)]
 
+    def told_replicas(self, master: str, count: int) -> None:
+        """What a master itself says of its replicas."""
+        self._replicas_told[master] = count
+        self._least_replicas = (-1, 0)
+
     def least_replicas(self) -> int:
         """Replicas of the master that has fewest."""
-        return min((len(nodes) - 1 for nodes in self._nodes.slots_cache.values() if nodes), default=0)
+        version, least = self._least_replicas
+        if version != self.topology_version:
+            known = {nodes[0].name: len(nodes) - 1 for nodes in self._nodes.slots_cache.values() if nodes}
+            # CLUSTER SLOTS leaves out a replica that has not replicated anything yet; its master's INFO counts it.
+            least = min((max(count, self._replicas_told.get(name, 0)) for name, count in known.items()), default=0)
+            self._least_replicas = (self.topology_version, least)
+        return least
 
     def node_of(self, slot: int) -> ClusterNode | None:
         """The master that owns `slot` as far as we know; None while nobody does."""

@@ -5,7 +5,6 @@ functions library, and that only to load or update it.
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 from redis.asyncio.cluster import ClusterNode
 
@@ -29,9 +28,6 @@ async def _info(cluster: Cluster, node: ClusterNode) -> dict[str, str] | None:
     (reply,) = await cluster.exchange(node, [Packed(pack_command("INFO"))])
     if isinstance(reply, Trouble):
         if reply.action == "fail" and not isinstance(reply.error, AuthenticationFailed):
-            if str(reply.error.__cause__).startswith("NOAUTH"):
-                msg = f"{node.name} wants a password: write the URL as redis://user:password@host:port"
-                raise AuthenticationFailed(msg)
             return None
         raise reply.error
     return _parse_info(reply) if isinstance(reply, bytes) else None
@@ -72,7 +68,7 @@ async def check_startup(cluster: Cluster) -> None:
         raise StoreUnavailable(msg) from last
 
 
-async def check_primaries(cluster: Cluster, *, wanted: bool = True) -> None:
+async def check_primaries(cluster: Cluster) -> None:
     """Checks every master, and puts the functions library where it is missing or of an older build."""
     for node in cluster.primaries():
         try:
@@ -84,8 +80,8 @@ async def check_primaries(cluster: Cluster, *, wanted: bool = True) -> None:
             _log.warning("%s does not allow INFO to this user: its settings were not checked", node.name)
         else:
             check_info(node.name, info)
-        if wanted:
-            await ensure_functions(cluster, node)
+            cluster.told_replicas(node.name, int(info.get("connected_slaves", "0")))
+        await ensure_functions(cluster, node)
 
 
 async def ensure_functions(cluster: Cluster, node: ClusterNode) -> None:
@@ -96,13 +92,9 @@ async def ensure_functions(cluster: Cluster, node: ClusterNode) -> None:
     if isinstance(reply, Trouble) and reply.action != "load":
         _log.warning("%s; its functions were not checked", reply.error)
         return
-    refused = await cluster.load_functions(node, replace=_is_old(reply))
+    refused = await cluster.load_functions(node, replace=isinstance(reply, int))
     if refused is not None and refused.action == "fail":
         msg = f"{node.name} lacks shardq's functions and this user may not load them: run `shardq install --url ...`"
         raise FunctionsMissing(msg) from refused.error
     if refused is not None:
         raise refused.error
-
-
-def _is_old(reply: Any) -> bool:
-    return isinstance(reply, int)

@@ -114,6 +114,9 @@ def classify(error: BaseException, node: str) -> Trouble:
             return Trouble(
                 "again", StoreUnavailable(f"{node} is at maxmemory: raise it, or let workers drain the queue")
             )
+        case AuthenticationError() if "uthentication required" in str(error):  # redis-py takes NOAUTH off the text
+            way = "wants a password: write the URL as redis://user:password@host:port"
+            return Trouble("fail", AuthenticationFailed(f"{node} {way}"))
         case AuthenticationError() | AuthorizationError():
             return Trouble("fail", AuthenticationFailed(f"{node} refused the user name or password: check the URL"))
         case ResponseError():

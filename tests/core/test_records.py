@@ -99,8 +99,7 @@ def decode_or_refuse(data: bytes) -> None:
     """Decodes to a batch whose every part has its type, or raises CorruptData; anything else is the test's failure."""
     try:
         batch = records.decode(data)
-    except CorruptData as error:
-        assert str(error)
+    except CorruptData:
         return
     count = len(batch.keys)
     assert records.count_of(data) == count >= 1
@@ -235,10 +234,8 @@ def test_count_of_says_what_decode_returns(batch: RecordBatch, junk: bytes, vers
     assert records.count_of(raw[:4] + junk) == len(batch.keys)
 
 
-def recursive() -> list[Any]:
-    value: list[Any] = []
-    value.append(value)
-    return value
+RECURSIVE: list[Any] = []
+RECURSIVE.append(RECURSIVE)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +248,7 @@ def recursive() -> list[Any]:
         pytest.param({"a": ["\ud800"]}, id="surrogate inside"),
         pytest.param({"\udfff": 1}, id="surrogate in a name"),
         pytest.param([object()], id="object inside"),
-        pytest.param(recursive(), id="recursive"),
+        pytest.param(RECURSIVE, id="recursive"),
         pytest.param(lambda: None, id="function"),
     ],
 )

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgspec
-import pytest
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from shardq.core import records
 from shardq.core.message import Message, Ownership
-from shardq.core.session import NEW, Entry, Session, Step, dead_letter, pack_progress, unpack_progress
+from shardq.core.session import NEW, Entry, Session, Step, dead_letter, unpack_progress
 
 ID = tuple[int, int]  # entry, index of the message
 NONCES = "ab"
+FATES = ["answered"] * 4 + ["reply lost", "call lost"]
+RECORD = b"the record of a message whose attempts are used up"
 
 
 class Reply(NamedTuple):
     status: str
-    entries: list[Entry] = []
-    progress: list[bytes] = []
+    entries: Sequence[Entry] = ()
+    progress: Sequence[bytes] = ()
 
 
 def number_of(entry: str | bytes) -> int:
@@ -103,13 +105,14 @@ class SessionMachine(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.store = Store()
+        self.session = Session(Ownership("q", "g", 0, 0, ""), 0, dead_letter)
         self.finished: set[ID] = set()
         self.broken: dict[int, int] = {}
         self.deleted: set[int] = set()
         self.epoch = 0
         self.take_over()
 
-    # -- what other clients do ------------------------------------------------------------------------------------------
+    # -- what other clients do ----------------------------------------------------------------------------------------
 
     @rule(count=st.integers(1, 9))
     def append(self, count: int) -> None:
@@ -135,9 +138,13 @@ class SessionMachine(RuleBasedStateMachine):
         # Of one message: whoever reads it then can only tell that one entry is gone.
         return [entry for entry in self.store.pending if self.store.counts[entry] == 1 and entry in self.store.stream]
 
-    # -- what the owner does --------------------------------------------------------------------------------------------
+    # -- what the owner does ------------------------------------------------------------------------------------------
 
-    @rule()
+    @rule(now=st.sampled_from([True, False, False, False]))
+    def crash(self, now: bool) -> None:
+        if now:
+            self.take_over()
+
     def take_over(self) -> None:
         """The owner crashed, or was too slow: a step of its own that is still under way comes too late."""
         late = (self.session, self.waiting) if self.epoch and self.waiting is not None else None
@@ -158,7 +165,7 @@ class SessionMachine(RuleBasedStateMachine):
         message = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
         self.finished.add((number_of(message.batch.entry), message.index))
         if bury:
-            self.session.bury(message, b"record")
+            self.session.bury(message, RECORD)
         else:
             self.session.finish(message)
 
@@ -172,7 +179,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.held = [message for message in self.held if message not in chosen]
         self.session.finish_list(chosen)
 
-    @rule(limit=st.integers(0, 4), fate=st.sampled_from(["answered", "reply lost", "call lost"]))
+    @rule(limit=st.integers(1, 4) | st.just(0), fate=st.sampled_from(FATES))
     def step(self, limit: int, fate: str) -> None:
         """One try of the step that is under way, or of a new one."""
         if self.waiting is None:
@@ -212,7 +219,7 @@ class SessionMachine(RuleBasedStateMachine):
             if entry not in self.broken and entry not in self.deleted:
                 assert {(entry, index) for index in range(self.store.counts[entry])} <= self.finished
 
-    # -- what must hold -------------------------------------------------------------------------------------------------
+    # -- what must hold -----------------------------------------------------------------------------------------------
 
     @invariant()
     def counters_are_exact(self) -> None:
@@ -223,7 +230,10 @@ class SessionMachine(RuleBasedStateMachine):
         assert self.session.outstanding == len(self.held)
 
     def teardown(self) -> None:
+        rounds = 0
         while self.waiting is not None or self.held or self.session.uncommitted or self.store.unfinished():
+            rounds += 1
+            assert rounds < 1000, "never comes to an end"
             for message in self.held:
                 self.finished.add((number_of(message.batch.entry), message.index))
                 self.session.finish(message)
@@ -236,11 +246,11 @@ class SessionMachine(RuleBasedStateMachine):
         every = {(entry, index) for entry, count in self.store.counts.items() for index in range(count)}
         set_aside = {id_ for id_ in every if id_[0] in self.broken or id_[0] in self.deleted}
         assert every - set_aside <= self.finished, "lost"
-        letters = [msgspec.msgpack.decode(letter) for _, letter in self.store.letters if letter != b"record"]
-        counts = {number_of(letter["entry"]): count for letter, (count, raw) in zip(
-            letters, [pair for pair in self.store.letters if pair[1] != b"record"], strict=True)}
-        assert len(letters) == len(counts), "two dead letters of one entry"
-        assert {entry: count for entry, count in counts.items() if entry not in self.deleted} == self.broken
+        letters = [(msgspec.msgpack.decode(raw), count) for count, raw in self.store.letters if raw != RECORD]
+        entries = [(number_of(letter["entry"]), count) for letter, count in letters]
+        assert len(entries) == len(dict(entries)), "two dead letters of one entry"
+        kept = {entry: count for entry, count in self.broken.items() if entry not in self.deleted}
+        assert {entry: count for entry, count in entries if entry not in self.deleted} == kept
 
 
 SessionMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=40)

@@ -39,9 +39,15 @@ local function open_group(keys, args)
     redis.call('XGROUP', 'CREATE', keys[4], 'shardq', '0', 'MKSTREAM')
     redis.call('XGROUP', 'DESTROY', keys[4], 'shardq')
   end
-  local base = meta[2]
-  for _, entry in ipairs(redis.call('XRANGE', keys[1], '-', '+', 'COUNT', 1)) do
-    if entry[2][1] == 'at' and natural(entry[2][2]) then base = entry[2][2] end
+  -- The first entry of ours that is left says how many are gone; another client's entries before it say nothing.
+  local base, from = nil, '-'
+  while not base do
+    local entries = redis.call('XRANGE', keys[1], from, '+', 'COUNT', 16)
+    for _, entry in ipairs(entries) do
+      local _, at = entry_count(entry[2])
+      base = base or (at and at <= natural(meta[2]) and decimal(at))
+    end
+    if #entries == 0 then base = base or meta[2] else from = '(' .. entries[#entries][1] end
   end
   redis.call('HSET', keys[3], 'epoch', '0', 'token', '', 'renewals', '0', 'step', '0', 'plan', '0', 'base', base,
     'acked', '0', 'retried', '0', 'dead', '0', 'delivered', '0', 'foreign', '0')
