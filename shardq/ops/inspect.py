@@ -14,7 +14,8 @@ import anyio
 from shardq.core.ids import entry_key
 from shardq.errors import ShardqError, UsageError
 from shardq.runtime.client import Client, Queue
-from shardq.storage import calls
+from shardq.storage.control import control_state
+from shardq.storage.counters import GroupCounters, ShardCounters, inspect
 from shardq.storage.keys import ShardKeys
 
 
@@ -107,14 +108,14 @@ async def read_queue(
 
     async def look(shard: int) -> None:
         try:
-            counters = await calls.inspect(client.pipes, queue.shards[shard], wanted, timeout_s=timeout_s)
+            counters = await inspect(client.pipes, queue.shards[shard], wanted, timeout_s=timeout_s)
             shards[shard] = shard_view(queue, shard, counters)
         except ShardqError as error:
             unreadable[shard] = str(error)
 
     async def look_at_group(group: str) -> None:
         try:
-            state = await calls.control_state(client.pipes, queue.keys, group, timeout_s=timeout_s)
+            state = await control_state(client.pipes, queue.keys, group, timeout_s=timeout_s)
         except ShardqError:
             return  # its members stay unknown; what is in the queue is worth more than an error
         states[group] = GroupState(state.leader, tuple(sorted(state.members)), state.rebalances)
@@ -139,7 +140,7 @@ async def _groups(queue: Queue, asked: Sequence[str] | None, timeout_s: float) -
 
     async def probe(shard: ShardKeys) -> None:
         try:
-            answers.append((await calls.inspect(client.pipes, shard, (), timeout_s=timeout_s)).registered)
+            answers.append((await inspect(client.pipes, shard, (), timeout_s=timeout_s)).registered)
         except ShardqError:
             return  # said of each shard when it is read in earnest
 
@@ -155,7 +156,7 @@ async def _groups(queue: Queue, asked: Sequence[str] | None, timeout_s: float) -
     return asked
 
 
-def shard_view(queue: Queue, shard: int, counters: calls.ShardCounters) -> ShardView:
+def shard_view(queue: Queue, shard: int, counters: ShardCounters) -> ShardView:
     """One shard's counters, as `Queue.counters()` gives them, with where it lies."""
     slot = queue.shards[shard].slot
     node = queue.client.cluster.node_of(slot)
@@ -172,7 +173,7 @@ def shard_view(queue: Queue, shard: int, counters: calls.ShardCounters) -> Shard
     )
 
 
-def group_view(group: calls.GroupCounters, shard: calls.ShardCounters) -> GroupView:
+def group_view(group: GroupCounters, shard: ShardCounters) -> GroupView:
     """One group's counters on a shard. Entries that other clients wrote count from the moment they are delivered."""
     finished = group.acked + group.dead
     return GroupView(

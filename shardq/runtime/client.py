@@ -15,7 +15,7 @@ from shardq.core.slots import key_slot
 from shardq.errors import ClosedError, QueueMismatch, UnknownQueue, UsageError
 from shardq.runtime.producer import Producer
 from shardq.runtime.tasks import task_group
-from shardq.storage import calls, safety
+from shardq.storage import calls, counters, safety
 from shardq.storage.cluster import Cluster, Confirm, confirm_fsync, confirm_replicas, pack_command
 from shardq.storage.keys import Keys, ShardKeys, check_name, registry
 from shardq.storage.pipes import Pipes
@@ -84,15 +84,15 @@ class Queue:
             for shard in self.shards.values():
                 tasks.start_soon(calls.open_group, self.client.pipes, shard, group)
 
-    async def counters(self, groups: Sequence[str] | None = None) -> dict[int, calls.ShardCounters]:
+    async def counters(self, groups: Sequence[str] | None = None) -> dict[int, counters.ShardCounters]:
         """The counters of every shard, and of the named groups (default: every registered one)."""
-        found: dict[int, calls.ShardCounters] = {}
+        found: dict[int, counters.ShardCounters] = {}
         if groups is None:
-            first = await calls.inspect(self.client.pipes, next(iter(self.shards.values())), ())
+            first = await counters.inspect(self.client.pipes, next(iter(self.shards.values())), ())
             groups = first.registered
 
         async def look(shard: int) -> None:
-            found[shard] = await calls.inspect(self.client.pipes, self.shards[shard], groups)
+            found[shard] = await counters.inspect(self.client.pipes, self.shards[shard], groups)
 
         async with task_group() as tasks:
             for shard in self.shards:

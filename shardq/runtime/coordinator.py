@@ -15,7 +15,7 @@ from shardq.core.lease import Watch
 from shardq.core.plan import Plan
 from shardq.errors import CorruptData, StoreError
 from shardq.runtime.settings import WorkerSettings
-from shardq.storage import calls
+from shardq.storage import calls, control
 from shardq.storage.keys import Keys, ShardKeys
 from shardq.storage.pipes import Pipes
 
@@ -44,7 +44,7 @@ class Coordinator:
         self._unsettled = set(self._shards)
         self._ticks = 0
 
-    async def tick(self, nonce: str, beat: calls.Beat, before: Plan) -> bool:
+    async def tick(self, nonce: str, beat: control.Beat, before: Plan) -> bool:
         """One round; false when another leader's term has begun."""
         if beat.members:
             plan, dead = self._decide(beat.members, before)
@@ -61,7 +61,7 @@ class Coordinator:
             await self._settle(plan, version, beat.members)
         return True
 
-    def _decide(self, members: dict[str, calls.Member], before: Plan) -> tuple[Plan, list[str]]:
+    def _decide(self, members: dict[str, control.Member], before: Plan) -> tuple[Plan, list[str]]:
         now = anyio.current_time()
         self._watches = {name: self._watches.get(name, Watch()) for name in members}
         alive, dead = [], []
@@ -72,9 +72,9 @@ class Coordinator:
                 alive.append(name)
         return Plan.make(self._shards, alive, before), dead
 
-    async def _publish(self, nonce: str, plan: Plan, dead: list[str], members: dict[str, calls.Member]) -> int | None:
+    async def _publish(self, nonce: str, plan: Plan, dead: list[str], members: dict[str, control.Member]) -> int | None:
         removed = [part for name in dead for part in (name, members[name].value)]
-        status, version = await calls.control_call(
+        status, version = await control.control_call(
             self._pipes,
             self._keys,
             self._group,
@@ -94,7 +94,7 @@ class Coordinator:
             )
         return version
 
-    async def _settle(self, plan: Plan, version: int, members: dict[str, calls.Member]) -> None:
+    async def _settle(self, plan: Plan, version: int, members: dict[str, control.Member]) -> None:
         """Offers every shard whose living owner is not the planned one, until it has moved."""
         async with anyio.create_task_group() as tasks:
             for shard in sorted(self._unsettled):

@@ -21,7 +21,7 @@ from shardq.core.plan import Plan
 from shardq.errors import CorruptData, StoreError, UsageError
 from shardq.runtime.coordinator import Coordinator
 from shardq.runtime.settings import WorkerSettings
-from shardq.storage import calls
+from shardq.storage import control
 from shardq.storage.keys import Keys, ShardKeys
 from shardq.storage.pipes import Pipes
 
@@ -106,7 +106,7 @@ class Member:
     async def _beat(self) -> None:
         self._beats += 1
         term, sent = self._term, anyio.current_time()
-        beat = await calls.beat(
+        beat = await control.beat(
             self._pipes,
             self._keys,
             self._group,
@@ -137,13 +137,13 @@ class Member:
         }
         return stood_by | self._claimed_from()
 
-    def _take_plan(self, beat: calls.Beat) -> None:
+    def _take_plan(self, beat: control.Beat) -> None:
         if beat.plan is not None and beat.plan_version != self.plan_version:
             self.plan = Plan.from_bytes(beat.plan)
             self.plan_version = beat.plan_version
             self._on_change()
 
-    def _take_members(self, members: dict[str, calls.Member], now: float) -> None:
+    def _take_members(self, members: dict[str, control.Member], now: float) -> None:
         self._members = {name: self._members.get(name, Watch()) for name in members}
         for name, member in members.items():
             self._members[name].see(now, member.nonce, member.beats)
@@ -156,7 +156,7 @@ class Member:
             self.silent = silent
             self._on_change()
 
-    async def _take_leader(self, beat: calls.Beat, sent: float) -> None:
+    async def _take_leader(self, beat: control.Beat, sent: float) -> None:
         if beat.leader_nonce == self.nonce and beat.term == self._term:
             self._trust.renewed(sent)
             return
@@ -183,9 +183,9 @@ class Member:
             _log.info("%s leads %s/%s, term %d", self.name, self._keys.queue, self._group, term)
             self.nudge()
 
-    async def _lead(self, beat: calls.Beat) -> None:
+    async def _lead(self, beat: control.Beat) -> None:
         if not await self._coordinator.tick(self.nonce, beat, self.plan):
             self._term = 0
 
     async def _control(self, function: str, args: list[str | bytes | int], timeout_s: float) -> tuple[str, int]:
-        return await calls.control_call(self._pipes, self._keys, self._group, function, args, timeout_s=timeout_s)
+        return await control.control_call(self._pipes, self._keys, self._group, function, args, timeout_s=timeout_s)

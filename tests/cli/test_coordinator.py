@@ -11,7 +11,7 @@ import pytest
 
 import shardq
 from shardq.ops.local_cluster import LocalCluster
-from shardq.storage.calls import ControlState, control_state
+from shardq.storage.control import ControlState, control_state
 from tests.cli.support import DEADLINE_S, Start, commands
 
 pytestmark = pytest.mark.anyio

@@ -16,7 +16,7 @@ from shardq.ops.demo.report import CarrierTotal, Observed, Report, judge
 from shardq.ops.demo.text import report_text, verdict
 from shardq.ops.demo.view import draw
 from shardq.ops.demo.worker import GROUP
-from shardq.storage.calls import GroupCounters, ShardCounters
+from shardq.storage.counters import GroupCounters, ShardCounters
 
 S = 1_000_000_000
 

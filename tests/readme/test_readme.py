@@ -20,7 +20,9 @@ import pytest
 
 import shardq
 from shardq.storage.nodes import free_ports
+from tests.runtime.harness import until
 
+HOST = "127.0.0.1"
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BIN = Path(sys.executable).parent
@@ -64,7 +66,7 @@ class Reader:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port, self.metrics_port = _three_in_a_row(), free_ports(1)[0]
+        self.port, _, _, self.metrics_port = free_ports(HOST, 4)
         (folder / "billing.py").write_text(self.ported(blocks("python")[0]))
 
     def ported(self, text: str) -> str:
@@ -105,20 +107,6 @@ class Reader:
         finally:
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) == 0, output.read_text()
-
-
-def _three_in_a_row() -> int:
-    """A port that is free together with the two behind it, as `shardq up` wants them."""
-    for first in free_ports(40):
-        if set(range(first, first + 3)) <= set(free_range(first)):
-            return first
-    pytest.fail("no three free ports in a row")
-
-
-def free_range(first: int) -> list[int]:
-    from shardq.storage.nodes import is_port_free
-
-    return [port for port in range(first, first + 3) if is_port_free(port)]
 
 
 def wait_for(condition: Any, what: str, deadline_s: float = 40) -> None:
@@ -162,10 +150,12 @@ async def _snippets(url: str) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(space["archiver"].run, client)
             queue = await client.queue("orders")
-            with anyio.fail_after(40):
-                while sum(shard.groups["archive"].acked for shard in (await queue.counters()).values()) < 10_002:
-                    await anyio.sleep(0.05)
+            await until(lambda: finished(queue, "archive", 10_002), 40, "the archive to have handled all")
             space["archiver"].stop()
+
+
+async def finished(queue: shardq.Queue, group: str, count: int) -> bool:
+    return sum(shard.groups[group].acked for shard in (await queue.counters()).values()) >= count
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from pathlib import Path
 import anyio
 
 import shardq
-from shardq.storage.calls import ShardCounters
+from shardq.storage.counters import ShardCounters
 
 ROOT = Path(__file__).parents[2]
 GROUP = "g"

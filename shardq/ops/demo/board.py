@@ -12,7 +12,7 @@ from typing import NamedTuple
 from shardq.ops.demo.journal import Handling
 from shardq.ops.demo.report import Observed, is_takeover
 from shardq.ops.demo.worker import GROUP
-from shardq.storage.calls import ShardCounters
+from shardq.storage.counters import ShardCounters
 
 RATE_OVER_S = 1.0
 

@@ -1,0 +1,100 @@
+"""A group's members, leader and plan as Python calls (scripts/control.lua). Decides nothing about them: that is for
+runtime/member.py and runtime/coordinator.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shardq.storage.cluster import pack_command
+from shardq.storage.keys import Keys
+from shardq.storage.pipes import Pipes
+from shardq.storage.reply import shape
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A worker as its heartbeats show it; `value` is what was stored, for comparing."""
+
+    nonce: str
+    beats: int
+    leaving: bool
+    value: str
+
+    @classmethod
+    def parse(cls, value: bytes) -> Member:
+        text = value.decode()
+        nonce, beats, state = text.split(":")
+        return cls(nonce, int(beats), state == "leaving", text)
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """The control hash as one heartbeat saw it; `plan` is None when the caller knew that version."""
+
+    term: int
+    leader_nonce: str
+    leader_beats: int
+    plan_version: int
+    plan: bytes | None
+    members: dict[str, Member]
+
+
+async def beat(
+    pipes: Pipes,
+    keys: Keys,
+    group: str,
+    *,
+    worker: str,
+    nonce: str,
+    beats: int,
+    leaving: bool,
+    term: int,
+    plan_version: int,
+    watch: Sequence[str],
+    timeout_s: float,
+) -> Beat | None:
+    """One heartbeat; None when another incarnation goes under this worker's name."""
+    state = "leaving" if leaving else "active"
+    args: list[str | bytes | int] = [worker, nonce, beats, state, term, plan_version, *watch]
+    reply = await pipes.call(keys.control_slot, "beat", [keys.control(group)], args, timeout_s=timeout_s)
+    with shape("beat"):
+        if reply[0] == b"REPLACED":
+            return None
+        _, now_term, leader, leader_beats, version, plan, flat = reply
+        members = {
+            name.decode(): Member.parse(value) for name, value in zip(flat[::2], flat[1::2], strict=True) if value
+        }
+        return Beat(int(now_term), leader.decode(), int(leader_beats), int(version), plan or None, members)
+
+
+async def control_call(
+    pipes: Pipes, keys: Keys, group: str, function: str, args: Sequence[str | bytes | int], *, timeout_s: float
+) -> tuple[str, int]:
+    """lead, resign, plan or leave: the status word and, where there is one, the term or version behind it."""
+    reply = await pipes.call(keys.control_slot, function, [keys.control(group)], args, timeout_s=timeout_s)
+    with shape(function):
+        return reply[0].decode(), int(reply[1]) if len(reply) > 1 else 0
+
+
+@dataclass(frozen=True, slots=True)
+class ControlState:
+    """A group's control hash at one moment. A member listed may be dead: only watching its beats tells."""
+
+    leader: str
+    term: int
+    plan_version: int
+    rebalances: int
+    members: dict[str, Member]
+
+
+async def control_state(pipes: Pipes, keys: Keys, group: str, *, timeout_s: float = 5.0) -> ControlState:
+    """Reads a group's control hash; writes nothing. A group that nobody ever joined is all zeros."""
+    packed = pack_command("HGETALL", keys.control(group))
+    flat = await pipes.command(keys.control_slot, packed, timeout_s=timeout_s)
+    with shape("HGETALL"):
+        fields = {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
+        term, version, rebalances = (int(fields.get(name, 0)) for name in ("term", "plan_version", "rebalances"))
+        members = {name[2:]: Member.parse(value) for name, value in fields.items() if name.startswith("m:")}
+        return ControlState(fields.get("leader", b"").decode(), term, version, rebalances, members)

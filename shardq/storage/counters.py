@@ -1,0 +1,105 @@
+"""The counters of shards and groups as they are kept in Redis (scripts/inspect.lua). Reads only; computes no rates,
+ages or sums (ops/inspect.py does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shardq.errors import UnknownQueue
+from shardq.storage.calls import missing_shard
+from shardq.storage.keys import ShardKeys
+from shardq.storage.pipes import Pipes
+from shardq.storage.reply import shape
+
+_META = ("state", "appended", "bytes", "groups")
+_GROUP = (
+    "owner",
+    "epoch",
+    "token",
+    "renewals",
+    "heir",
+    "plan",
+    "base",
+    "acked",
+    "retried",
+    "dead",
+    "delivered",
+    "foreign",
+    "last",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupCounters:
+    """One group on one shard, as its hash and the stream say. Counts are messages unless named otherwise."""
+
+    owner: str
+    epoch: int
+    held: bool
+    renewals: str
+    heir: str
+    base: int
+    acked: int
+    retried: int
+    dead: int
+    delivered: int
+    foreign: int
+    pending_entries: int
+    oldest_pending: str
+    oldest_unread: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShardCounters:
+    """One shard. `groups` holds only groups that were asked for and exist; `registered` names all there are."""
+
+    time_ms: int
+    entries: int
+    first_entry: str
+    state: str
+    appended: int
+    bytes: int
+    registered: tuple[str, ...]
+    groups: dict[str, GroupCounters]
+
+
+async def inspect(pipes: Pipes, shard: ShardKeys, groups: Sequence[str], *, timeout_s: float = 5.0) -> ShardCounters:
+    """The counters of a shard and of the groups named. Raises UnknownQueue when its keys are gone."""
+    keys = [shard.stream, shard.meta, *(shard.group(group) for group in groups)]
+    reply = await pipes.call(shard.slot, "inspect", keys, list(groups), timeout_s=timeout_s)
+    with shape("inspect"):
+        missing = reply[0] == b"MISSING"
+        if not missing:
+            meta = dict(zip(_META, (value.decode() for value in reply[4]), strict=True))
+            found = {group: _group_counters(part) for group, part in zip(groups, reply[5:], strict=True) if part[0][1]}
+            return ShardCounters(
+                int(reply[1]),
+                int(reply[2]),
+                reply[3].decode(),
+                meta["state"],
+                int(meta["appended"]),
+                int(meta["bytes"]),
+                tuple(meta["groups"].split()),
+                found,
+            )
+    raise UnknownQueue(missing_shard(shard))
+
+
+def _group_counters(part: Any) -> GroupCounters:
+    values, pending, oldest_pending, oldest_unread = part
+    field = dict(zip(_GROUP, (value.decode() for value in values), strict=True))
+    counts = {name: int(field[name] or 0) for name in ("base", "acked", "retried", "dead", "delivered", "foreign")}
+    return GroupCounters(
+        owner=field["owner"],
+        epoch=int(field["epoch"]),
+        held=bool(field["token"]),
+        renewals=field["renewals"],
+        heir=field["heir"],
+        pending_entries=int(pending),
+        oldest_pending=oldest_pending.decode(),
+        oldest_unread=oldest_unread.decode(),
+        **counts,
+    )
