@@ -35,7 +35,7 @@ from shardq.ops.processes import run_async, until_stopped
 @click.option(
     "--rate",
     type=click.FloatRange(min=0),
-    default=4000,
+    default=2000,
     show_default=True,
     help="Messages sent a second; 0 is as fast as it goes.",
 )
