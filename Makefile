@@ -11,8 +11,8 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 help:  ## say what there is
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
-demo: $(VENV)/.local  ## start a cluster of its own and show shardq at work on it
-	$(BIN)/shardq demo
+demo: $(VENV)/.local  ## start a cluster of its own and show shardq at work on it (make demo ARGS=--json)
+	$(BIN)/shardq demo $(ARGS)
 
 test: $(VENV)/.dev  ## run every test (arguments for pytest: make test ARGS="-k lease")
 	$(BIN)/python -m pytest $(ARGS)
