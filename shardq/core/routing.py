@@ -101,6 +101,11 @@ class RoutingTable:
         """The shards by id; not to be changed."""
         return {shard.id: shard for shard in self.shards}
 
+    @property
+    def equal_shards(self) -> int:
+        """The number of shards when they cut the hash space evenly, else 0; then index_for(h) is h * it >> 32."""
+        return self._equal
+
     def index_for(self, hash_: int) -> int:
         """Return the position in `shards` of the shard that owns the key hash `hash_`.
 

@@ -22,6 +22,7 @@ from typing import Any
 import anyio
 from anyio import to_thread
 
+from shardq.errors import StoreRefused
 from shardq.ops import bench_peers
 from shardq.ops.bench_peers import DEPTH, Counted, Peers
 from shardq.ops.bench_shardq import KEYS, VALUE_BYTES, Shardq, check_count, make_pairs
@@ -125,7 +126,7 @@ def _consume_sides(client: Client, peers: Peers, sizes: Sizes, _say: Say) -> lis
         Side("redis-py", f"redis.cluster.RedisCluster: {what} one after the other", count, read, fill_streams),
         Side(
             "redis-py-asyncio",
-            f"redis.asyncio.RedisCluster: {what} side by side",
+            f"redis.asyncio.RedisCluster: {what} {bench_peers.READERS} side by side",
             count,
             peers.consume_asyncio,
             fill_streams,
@@ -151,6 +152,9 @@ def _run(
     try:
         sides, timed = anyio.run(rounds)
         return {"bench": kind, **_result(sides, timed), **_circumstances(peers, sizes, load)}
+    except bench_peers.PEER_ERRORS as error:
+        msg = f"redis-py gave up ({type(error).__name__}: {error}): check the cluster and run the benchmark again"
+        raise StoreRefused(msg) from error
     finally:
         peers.close()
 
