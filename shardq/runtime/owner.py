@@ -246,7 +246,9 @@ class ShardOwner:
         stepped, sent = await self._send(held, content, renew=renew)
         session.applied(content)
         if renew:
-            self._runners.resume(held, held.renewed(sent))
+            suspended = held.renewed(sent)
+            if suspended:
+                self._runners.resume(held, suspended)
         if stepped.repeated:
             session.reread()
         else:

@@ -50,6 +50,7 @@ CHUNK_PER_SHARD = 8  # with many shards a larger chunk, or each call would carry
 CHUNK_BYTES = 1024 * 1024
 _SURROGATES = "a str key has surrogates that UTF-8 can't carry: send the key as bytes instead"
 MESSAGE_OVERHEAD_BYTES = 8
+MAX_UNREPORTED = 1000
 
 
 class Producer:
@@ -315,12 +316,12 @@ class Producer:
             raise MessageTooLarge(msg)
 
     async def _wait_for_space(self) -> None:
-        if self._pipes is None:
-            _ = self.pipes
+        _ = self.pipes
         while self._buffered_bytes > self._max_buffered_bytes:
             if self._space is None:
                 self._space = anyio.Event()
             await self._space.wait()
+        _ = self.pipes  # it may have been closed while this waited
 
     # -- settling --------------------------------------------------------------------------------------------
 
@@ -336,6 +337,8 @@ class Producer:
         self._buffered_bytes -= batch.size
         if error is not None:
             self._failed_batches += 1
+            if len(self._unreported) > MAX_UNREPORTED:  # nobody flushes: forget what a send has told
+                self._unreported = [known for known in self._unreported if not known.reported]
             self._unreported.append(batch)
         if batch.done is not None:
             batch.done.set()

@@ -9,6 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import itertools
 import logging
@@ -34,14 +35,17 @@ YIELD_AFTER_S = 0.005
 RETRY_FIRST_S = 0.1
 BATCH_MESSAGES = 1000
 
+_CANCELLED_ITSELF = "the handler let a cancellation of its own escape (asyncio.CancelledError)"
+
 _log = logging.getLogger("shardq")
 
 
 class _Runner:
-    __slots__ = ("scope", "shard")
+    __slots__ = ("interrupted", "scope", "shard")
 
     def __init__(self) -> None:
         self.scope = anyio.CancelScope()
+        self.interrupted = False
         self.shard: OwnedShard | None = None
 
 
@@ -78,6 +82,7 @@ class Runners:
         """Cancels what runs for the shard: its lease is not trusted any more, or lost."""
         for runner in self._runners:
             if runner.shard is shard:
+                runner.interrupted = True
                 runner.scope.cancel()
 
     def wake(self, count: int) -> None:
@@ -97,8 +102,15 @@ class Runners:
 
     async def _keep_serving(self, runner: _Runner) -> None:
         while True:
+            runner.interrupted = False
             with anyio.CancelScope() as runner.scope:
                 await self._serve(runner)
+
+    @staticmethod
+    def _told_to_stop() -> bool:
+        """Whether a cancellation was asked for, here or further out, or the handler raised one of its own making."""
+        task = asyncio.current_task()
+        return task is None or task.cancelling() > 0
 
     # -- failures --------------------------------------------------------------------------------------------
 
@@ -184,7 +196,8 @@ class MessageRunners(Runners):
     async def _serve(self, runner: _Runner) -> None:
         ready, handler = self.ready, self._handler
         yielded_s = monotonic()
-        while True:
+        # An interrupt that came too late for its handler must not hit the next one: it gets a new scope.
+        while not runner.interrupted:
             if not ready:
                 await self.rest()
                 yielded_s = monotonic()
@@ -208,9 +221,12 @@ class MessageRunners(Runners):
             except Exception as error:
                 if self.failed(shard, [message], error):
                     shard.lanes.done(message.key)
-            except anyio.get_cancelled_exc_class():
-                shard.suspended.append(message)
-                raise
+            except asyncio.CancelledError:
+                if self._told_to_stop():
+                    shard.suspended.append(message)
+                    raise
+                if self.failed(shard, [message], RuntimeError(_CANCELLED_ITSELF)):
+                    shard.lanes.done(message.key)
             else:
                 shard.finish(message)
                 if not shard.lost:
@@ -259,7 +275,7 @@ class BatchRunners(Runners):
         return taken
 
     async def _serve(self, runner: _Runner) -> None:
-        while True:
+        while not runner.interrupted:
             if not self._ready_shards:
                 await self.rest()
                 continue
@@ -283,9 +299,12 @@ class BatchRunners(Runners):
             except Exception as error:
                 if self.failed(shard, messages, error):
                     self._next(shard)
-            except anyio.get_cancelled_exc_class():
-                shard.suspended.extend(messages)
-                raise
+            except asyncio.CancelledError:
+                if self._told_to_stop():
+                    shard.suspended.extend(messages)
+                    raise
+                if self.failed(shard, messages, RuntimeError(_CANCELLED_ITSELF)):
+                    self._next(shard)
             else:
                 shard.finish_list(taken)
                 self._next(shard)

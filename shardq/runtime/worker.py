@@ -259,9 +259,14 @@ class _Running:
         _log.info("worker %s stops: it hands over %d shards", self.name, len(self.owners))
         for owner in self.owners.values():
             owner.leave(has_heir=True)
-        while self.owners:
-            self.idle = anyio.Event()
-            await self.idle.wait()
+        with anyio.move_on_after(self.settings.drain_limit_s + self.settings.lease_s) as limit:
+            while self.owners:
+                self.idle = anyio.Event()
+                await self.idle.wait()
+        if limit.cancelled_caught:
+            _log.warning(
+                "worker %s ends with %d shards not handed over: their leases run out", self.name, len(self.owners)
+            )
 
     async def _release_rest(self) -> None:
         """After a cancellation: commits what was finished and gives the leases back."""

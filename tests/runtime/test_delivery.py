@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections import defaultdict
@@ -230,6 +231,82 @@ async def test_a_worker_that_can_not_renew_stops_its_handlers(server_binary: Any
 
 async def held(queue: shardq.Queue) -> bool:
     return all(shard.groups[GROUP].pending_entries > 0 for shard in (await queue.counters([GROUP])).values())
+
+
+async def test_one_list_of_a_shard_at_a_time_also_across_renewals(cluster: LocalCluster, queue_name: str) -> None:
+    worker = shardq.Worker(queue_name, group=GROUP, lease=0.6)
+    at_work: set[int] = set()
+    seen: list[Any] = []
+
+    @worker.batch_handler
+    async def handle(messages: Sequence[shardq.Message]) -> None:
+        assert messages[0].shard not in at_work, "two lists of one shard at a time"
+        at_work.add(messages[0].shard)
+        await anyio.sleep(0.25)
+        seen.extend(message.value for message in messages)
+        at_work.discard(messages[0].shard)
+
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=1)
+        await queue.open_group(GROUP)
+        async with running(client, worker), queue.producer() as producer:
+            for number in range(200):
+                await producer.send(number, key=f"k{number}")
+                await anyio.sleep(0.01)
+            await until(lambda: drained(queue), 30, "an empty backlog")
+        assert seen == list(range(200))
+        assert await total(queue, "retried") == 0
+        await check_equation(queue)
+
+
+async def test_a_cancellation_of_the_handlers_own_making_is_a_failure(cluster: LocalCluster, queue_name: str) -> None:
+    worker = shardq.Worker(queue_name, group=GROUP, concurrency=1)
+    seen: list[Any] = []
+
+    @worker.handler
+    async def handle(message: shardq.Message) -> None:
+        seen.append((message.value, message.attempt))
+        if message.value == "odd" and message.attempt == 1:
+            raise asyncio.CancelledError
+
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=1)
+        await queue.open_group(GROUP)
+        async with queue.producer() as producer:
+            await producer.send("odd", key="a")
+            await producer.send("even", key="b")
+        async with running(client, worker):
+            await until(lambda: drained(queue), 30, "an empty backlog")
+        assert seen == [("odd", 1), ("even", 1), ("odd", 2)]
+        await check_equation(queue)
+
+
+async def test_a_worker_can_be_stopped_while_the_store_is_away(server_binary: Any, queue_name: str) -> None:
+    worker = shardq.Worker(queue_name, group=GROUP, lease=0.6, drain_limit=0.5)
+    ended = anyio.Event()
+
+    @worker.handler
+    async def handle(message: shardq.Message) -> None: ...
+
+    async def run(client: shardq.Client) -> None:
+        await worker.run(client)
+        ended.set()
+
+    with LocalCluster(port=None, server=server_binary) as own:
+        async with shardq.connect(own.url) as client:
+            queue = await client.queue(queue_name, shards=3)
+            await queue.open_group(GROUP)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(run, client)
+                await until(lambda: every_lease_held(queue), 20, "the leases")
+                for server in own.processes:
+                    server.kill()
+                worker.stop()
+                await until(ended.is_set, 20, "the worker's end")
+
+
+async def every_lease_held(queue: shardq.Queue) -> bool:
+    return all(shard.groups[GROUP].held for shard in (await queue.counters([GROUP])).values())
 
 
 async def test_a_cancelled_worker_gives_its_leases_back(cluster: LocalCluster, queue_name: str) -> None:
