@@ -29,7 +29,6 @@ from shardq.storage.pipes import Pipes
 
 _log = logging.getLogger("shardq")
 
-STEP_TIMEOUT_S = 60.0
 PAUSE_AFTER_ERROR_S = 1.0
 HEIR_PATIENCE_S = 2.0
 
@@ -164,6 +163,7 @@ class ShardOwner:
                     Trust(self._settings.lease_s, sent),
                     self._runners.ready,
                 )
+            ours = False  # whatever else the answer is, it says that this worker does not hold it
             pause = self._settings.claim_poll_s
             if reply.status == "HELD":
                 self.claimed_from, pair = reply.owner, (reply.epoch, reply.renewals)
@@ -264,6 +264,9 @@ class ShardOwner:
                 _log.warning(
                     "shard %d of %s: a commit got no answer, it is sent again: %s", self.shard, self._queue, error
                 )
+                if self.leaving and held.running == 0 and not held.trust.trusted(anyio.current_time()):
+                    msg = f"shard {self.shard} of {self._queue} was left without its last commit: its lease runs out"
+                    raise LeaseLost(msg) from error
                 await anyio.sleep(PAUSE_AFTER_ERROR_S)
             else:
                 self._unanswered = None
@@ -272,7 +275,8 @@ class ShardOwner:
     async def _call_step(self, held: OwnedShard, content: Step, *, renew: bool) -> calls.Stepped:
         wait = content.entries_max > 0
         return await calls.step(
-            self._pipes, self._keys, self._group, held.token, content, renew=renew, wait=wait, timeout_s=STEP_TIMEOUT_S
+            self._pipes, self._keys, self._group, held.token, content, renew=renew, wait=wait,
+            timeout_s=self._settings.lease_s,
         )
 
     # -- handing over ----------------------------------------------------------------------------------------
@@ -295,6 +299,7 @@ class ShardOwner:
             except (StoreError, CorruptData) as error:
                 if not held.trust.trusted(anyio.current_time()):
                     return True  # whoever comes next waits the lease out
+                await anyio.sleep(self._settings.claim_poll_s)
                 _log.warning("shard %d of %s: can't hand over yet: %s", self.shard, self._queue, error)
                 confirm = None  # as in _claim
                 continue

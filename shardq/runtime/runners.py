@@ -148,19 +148,46 @@ class Runners:
             self.resume(shard, messages)
 
 
+def asked_to_stop() -> bool:
+    """Whether a CancelledError just caught came from a scope of ours; else the handler met somebody's cancelled task."""
+    return anyio.current_effective_deadline() == float("-inf")
+
+
+def own_cancellation(error: BaseException) -> Exception:
+    failure = RuntimeError("the handler awaited something that was cancelled")
+    failure.__cause__ = error
+    return failure
+
+
+def _text(make: Callable[[], str]) -> str:
+    """A user's exception in words: its own __repr__ may fail, its text may hold what UTF-8 can't carry."""
+    try:
+        return make().encode(errors="backslashreplace").decode()
+    except Exception as error:
+        return f"<{type(error).__name__} while describing the failure>"
+
+
 def dead_record(message: Message, error: Exception) -> bytes:
     """What is kept of a message that failed: all that a replay needs, and why it failed."""
+    try:
+        return _dead_record(message, message.value, error)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        # The handler put something into the value that msgpack can't carry; the entry's id still says which it was.
+        return _dead_record(message, _text(lambda: repr(message.value)), error)
+
+
+def _dead_record(message: Message, value: object, error: Exception) -> bytes:
     return msgspec.msgpack.encode(
         {
             "id": message.id,
             "key": message.key,
-            "value": message.value,
+            "value": value,
             "headers": message.headers,
             "sent_at_ms": message.sent_at_ms,
             "attempts": message.attempt,
             "failed_at_ms": time_ns() // 1_000_000,
-            "error": repr(error)[:2000],
-            "traceback": "".join(traceback.format_exception(error))[-8000:],
+            "error": _text(lambda: repr(error))[:2000],
+            "traceback": _text(lambda: "".join(traceback.format_exception(error)))[-8000:],
         }
     )
 
@@ -184,7 +211,7 @@ class MessageRunners(Runners):
     async def _serve(self, runner: _Runner) -> None:
         ready, handler = self.ready, self._handler
         yielded_s = monotonic()
-        while True:
+        while not runner.scope.cancel_called:  # a cancellation meant for the last message must not hit the next one
             if not ready:
                 await self.rest()
                 yielded_s = monotonic()
@@ -208,9 +235,12 @@ class MessageRunners(Runners):
             except Exception as error:
                 if self.failed(shard, [message], error):
                     shard.lanes.done(message.key)
-            except anyio.get_cancelled_exc_class():
-                shard.suspended.append(message)
-                raise
+            except anyio.get_cancelled_exc_class() as error:
+                if asked_to_stop():
+                    shard.suspended.append(message)
+                    raise
+                if self.failed(shard, [message], own_cancellation(error)):
+                    shard.lanes.done(message.key)
             else:
                 shard.finish(message)
                 if not shard.lost:
@@ -243,6 +273,8 @@ class BatchRunners(Runners):
         self.wake(1)
 
     def resume(self, shard: OwnedShard, messages: list[Message]) -> None:
+        if not messages:  # a renewal that nothing waited for: the shard may be with a runner right now
+            return
         # A failed list goes first again: order within the shard.
         by_batch = [list(group) for _, group in itertools.groupby(messages, key=lambda message: message.batch)]
         waiting = self._waiting.setdefault(shard, deque())
@@ -259,7 +291,7 @@ class BatchRunners(Runners):
         return taken
 
     async def _serve(self, runner: _Runner) -> None:
-        while True:
+        while not runner.scope.cancel_called:
             if not self._ready_shards:
                 await self.rest()
                 continue
@@ -283,9 +315,12 @@ class BatchRunners(Runners):
             except Exception as error:
                 if self.failed(shard, messages, error):
                     self._next(shard)
-            except anyio.get_cancelled_exc_class():
-                shard.suspended.extend(messages)
-                raise
+            except anyio.get_cancelled_exc_class() as error:
+                if asked_to_stop():
+                    shard.suspended.extend(messages)
+                    raise
+                if self.failed(shard, messages, own_cancellation(error)):
+                    self._next(shard)
             else:
                 shard.finish_list(taken)
                 self._next(shard)

@@ -42,7 +42,7 @@ local function append(keys, args)
     redis.call('HDEL', meta, 'waiting')
     redis.call('SPUBLISH', args[5], 'message')
   end
-  if not state[5] and redis.call('HLEN', meta) > PRODUCERS_BEFORE_PRUNE then
+  if not state[5] and redis.call('HLEN', meta) % PRODUCERS_BEFORE_PRUNE == 0 then
     local now_ms = id_parts(entry)
     local flat = redis.call('HGETALL', meta)
     for index = 1, #flat, 2 do
