@@ -17,6 +17,8 @@ def key_hash(key: str | bytes) -> int:
     Raises InvalidKey when `key` is neither str nor bytes, or is a str that UTF-8 can't carry (lone surrogates).
     """
     # Encoded here and not by mmh3, which (5.3.1) crashes the interpreter when a str can't be encoded.
+    if type(key) not in (str, bytes):
+        raise InvalidKey(f"a message key must be str or bytes, not {type(key).__name__}; convert it, e.g. str(key)")
     if isinstance(key, str):
         key = _utf8(key)
     elif not isinstance(key, bytes):

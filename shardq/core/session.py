@@ -65,6 +65,7 @@ class Session:
     outstanding: int = 0
     messages_per_entry: float = 1.0
     bytes_per_entry: float = 0.0
+    entries_cap: int = MAX_ENTRIES
 
     # -- handling --------------------------------------------------------------------------------------------
 
@@ -109,10 +110,10 @@ class Session:
         if want <= 0:
             return 0
         if not self.bytes_per_entry:
-            return FIRST_ENTRIES
+            return min(FIRST_ENTRIES, self.entries_cap)
         by_count = int(want / self.messages_per_entry) or 1
         by_bytes = int(STEP_BYTES / self.bytes_per_entry) or 1
-        return min(by_count, by_bytes, MAX_ENTRIES)
+        return min(by_count, by_bytes, self.entries_cap)
 
     def next_step(self, entries_max: int) -> Step:
         """The next step: everything finished so far, and a fetch of at most `entries_max` entries."""
@@ -135,13 +136,17 @@ class Session:
     def reread(self) -> None:
         """A reply was lost: what it may have brought is pending, so look there first."""
         self.cursor = FIRST
+        # It may be the size of the answer that kept it from coming in time.
+        self.entries_cap = max(1, self.entries_cap // 2)
 
     def receive(self, step: Step, entries: Sequence[Entry], progress: Sequence[bytes]) -> list[list[Message]]:
         """Takes in what the step fetched; returns the messages to handle, in order, a list for each batch."""
         if step.cursor != NEW and step.entries_max:
             self.cursor = entries[-1][0].decode() if entries else NEW
         batches: list[list[Message]] = []
-        size = 0
+        size = fresh = 0
+        if entries:
+            self.entries_cap = min(self.entries_cap * 2, MAX_ENTRIES)
         for position, (entry_id, fields) in enumerate(entries):
             entry = entry_id.decode()
             if entry in self.in_flight:
@@ -150,8 +155,9 @@ class Session:
             if messages:
                 batches.append(messages)
             size += sum(map(len, fields))
-        if entries:
-            self._learn(len(entries), sum(map(len, batches)), size)
+            fresh += 1
+        if fresh:
+            self._learn(fresh, sum(map(len, batches)), size)
         return batches
 
     def _learn(self, entries: int, messages: int, size: int) -> None:

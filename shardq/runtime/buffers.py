@@ -33,6 +33,8 @@ class Owner(Protocol):
 
     def full(self, batch: PendingBatch) -> bool: ...
 
+    def restart(self, shard: ShardBuffer) -> None: ...
+
     def ended(self, batch: PendingBatch, error: ShardqError | None, entry: str) -> None: ...
 
 
@@ -40,6 +42,7 @@ class PendingBatch:
     """Messages of one shard that will be stored as one entry."""
 
     __slots__ = (
+        "bulk",
         "count",
         "done",
         "entry",
@@ -50,7 +53,6 @@ class PendingBatch:
         "marks",
         "now_ms",
         "opened_monotonic_s",
-        "reported",
         "shard",
         "size",
         "values",
@@ -68,7 +70,7 @@ class PendingBatch:
         self.opened_monotonic_s = 0.0
         self.done: anyio.Event | None = None
         self.finished = False
-        self.reported = False
+        self.bulk = False
         self.entry = ""
         self.error: ShardqError | None = None
 
@@ -120,8 +122,12 @@ class ShardBuffer:
     def start(self) -> None:
         """Queues the shard in its node's pipe unless it is there."""
         if not self.busy:
+            pipes = self.producer.pipes  # raises when the producer is closed: then the shard is not busy
             self.busy = True
-            self.producer.pipes.submit(self)
+            self.deadline = (self.closed[0] if self.closed else self.open).opened_monotonic_s + (
+                self.producer.delivery_timeout_s
+            )
+            pipes.submit(self)
 
     def pack(self) -> Packed:
         if self.packed is None:
@@ -129,7 +135,6 @@ class ShardBuffer:
                 self.roll()
             batch = self.current = self.closed.popleft()
             self.sequence += 1
-            self.deadline = batch.opened_monotonic_s + self.producer.delivery_timeout_s
             self.packed = calls.pack_append(
                 self.keys, self.producer.id, self.sequence, len(batch.keys), batch.encode(), self.producer.confirm
             )
@@ -151,12 +156,14 @@ class ShardBuffer:
             )
 
     def fail(self, error: ShardqError) -> None:
+        if self.current is None:  # given up before it was ever written: no master owned the slot
+            self.pack()
         self._end(error, "")
 
     def _end(self, error: ShardqError | None, entry: str) -> None:
         batch, self.current, self.packed = self.current, None, None
         assert batch is not None
         self.busy = False
-        if self.closed or self.open.keys:
-            self.start()
         self.producer.ended(batch, error, entry)
+        if self.closed or self.open.keys:
+            self.producer.restart(self)

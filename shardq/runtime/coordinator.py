@@ -49,10 +49,11 @@ class Coordinator:
         if beat.members:
             plan, dead = self._decide(beat.members, before)
             if plan != before or dead:
+                # Before the write: when its answer is lost, the next round sees no difference any more.
+                self._unsettled |= {shard for shard, owner in plan.owners.items() if before.owners.get(shard) != owner}
                 version = await self._publish(nonce, plan, dead, beat.members)
                 if version is None:
                     return False
-                self._unsettled |= {shard for shard, owner in plan.owners.items() if before.owners.get(shard) != owner}
             else:
                 version = beat.plan_version
                 self._ticks += 1

@@ -58,6 +58,7 @@ class Member:
         self._members: dict[str, Watch] = {}
         self._leader = Watch()
         self._term = 0
+        self._leading = False
         self._trust = Trust(settings.leader_lease_s, -1e9)
         self._coordinator = Coordinator(pipes=pipes, keys=keys, group=group, shards=shards, settings=settings)
         self._nudged = anyio.Event()
@@ -76,6 +77,10 @@ class Member:
         self.nudge()
 
     async def run(self) -> None:
+        async with anyio.create_task_group() as self._tasks:
+            await self._keep_beating()
+
+    async def _keep_beating(self) -> None:
         while True:
             self._nudged = anyio.Event()
             started = anyio.current_time()
@@ -104,7 +109,6 @@ class Member:
     # -- one heartbeat ---------------------------------------------------------------------------------------
 
     async def _beat(self) -> None:
-        self._beats += 1
         term, sent = self._term, anyio.current_time()
         beat = await control.beat(
             self._pipes,
@@ -112,7 +116,7 @@ class Member:
             self._group,
             worker=self.name,
             nonce=self.nonce,
-            beats=self._beats,
+            beats=self._beats + 1,
             leaving=self.leaving,
             term=self._term,
             plan_version=self.plan_version,
@@ -122,11 +126,15 @@ class Member:
         if beat is None:
             msg = f"another process goes by the name {self.name!r} in group {self._group!r}: give each worker its own"
             raise UsageError(msg)
+        self._beats += 1
         self._take_plan(beat)
         self._take_members(beat.members, anyio.current_time())
         await self._take_leader(beat, sent)
-        if term and term == self._term and self.leads:  # only a heartbeat sent as the leader saw every member
-            await self._lead(beat)
+        # Only a heartbeat sent as the leader saw every member. In a task of its own, one at a time: a shard's master
+        # that hangs must not hold up the heartbeats.
+        if term and term == self._term and self.leads and not self._leading:
+            self._leading = True
+            self._tasks.start_soon(self._lead, beat, self.plan, term)
 
     def _interest(self) -> set[str]:
         """The workers whose death would be this one's business: it stands by for a shard of theirs, or claims one."""
@@ -183,9 +191,14 @@ class Member:
             _log.info("%s leads %s/%s, term %d", self.name, self._keys.queue, self._group, term)
             self.nudge()
 
-    async def _lead(self, beat: control.Beat) -> None:
-        if not await self._coordinator.tick(self.nonce, beat, self.plan):
-            self._term = 0
+    async def _lead(self, beat: control.Beat, plan: Plan, term: int) -> None:
+        try:
+            if not await self._coordinator.tick(self.nonce, beat, plan) and self._term == term:
+                self._term = 0
+        except (StoreError, CorruptData) as error:
+            _log.warning("%s of %s/%s: a plan was not stored: %s", self.name, self._keys.queue, self._group, error)
+        finally:
+            self._leading = False
 
     async def _control(self, function: str, args: list[str | bytes | int], timeout_s: float) -> tuple[str, int]:
         return await control.control_call(self._pipes, self._keys, self._group, function, args, timeout_s=timeout_s)

@@ -29,7 +29,6 @@ from shardq.storage.pipes import Pipes
 
 _log = logging.getLogger("shardq")
 
-STEP_TIMEOUT_S = 60.0
 PAUSE_AFTER_ERROR_S = 1.0
 HEIR_PATIENCE_S = 2.0
 
@@ -104,6 +103,9 @@ class ShardOwner:
                 ours = False
             held.lose()
             self._runners.interrupt(held)
+            while held.running:  # a handler slow to end must not meet its key's next one in a claim of our own
+                held.awake = anyio.Event()
+                await held.awake.wait()
             self.held = self._unanswered = None
 
     async def abandon(self) -> None:
@@ -128,12 +130,12 @@ class ShardOwner:
         a dying holder is not dropped because the plan now names another worker, who would begin watching only now.
         `ours`: the lease is held still, so it must be served."""
         watch = Watch()
-        pair: tuple[int, str] | None = None
+        held_at: tuple[str, str, str] | None = None
         confirm = self._confirm
         while self.wanted or ours or (not self.leaving and self._is_silent(self.claimed_from)):
             self._bell = anyio.Event()
             sent = anyio.current_time()
-            seen = pair if watch.still_for(sent) >= self._settings.lease_s else None
+            seen = held_at if watch.still_for(sent) >= self._settings.lease_s else None
             try:
                 reply = await calls.acquire(
                     self._pipes,
@@ -164,17 +166,28 @@ class ShardOwner:
                     Trust(self._settings.lease_s, sent),
                     self._runners.ready,
                 )
+            ours = False  # whatever else the answer is, it says that this worker does not hold it
             pause = self._settings.claim_poll_s
             if reply.status == "HELD":
-                self.claimed_from, pair = reply.owner, (reply.epoch, reply.renewals)
-                still = watch.see(anyio.current_time(), *pair)
+                self.claimed_from, held_at = reply.owner, reply.seen
+                still = watch.see(anyio.current_time(), *held_at)
                 pause = max(min(pause, self._settings.lease_s - still), 0.001)
                 if reply.heir == self._nonce:
                     await self._say_ready()
+            elif reply.status == "MISSING":
+                await self._open_group()
             with anyio.move_on_after(pause):
                 await self._bell.wait()
         self.claimed_from = ""
         return None
+
+    async def _open_group(self) -> None:
+        """The group's keys are gone. After the queue was declared anew this mends it; after a loss it says so."""
+        try:
+            await calls.open_group(self._pipes, self._keys, self._group)
+        except ShardqError as error:
+            _log.warning("shard %d of %s can't be consumed: %s", self.shard, self._queue, error)
+            await anyio.sleep(PAUSE_AFTER_ERROR_S)
 
     async def _say_ready(self) -> None:
         try:
@@ -266,6 +279,9 @@ class ShardOwner:
                 _log.warning(
                     "shard %d of %s: a commit got no answer, it is sent again: %s", self.shard, self._queue, error
                 )
+                if self.leaving and held.running == 0 and not held.trust.trusted(anyio.current_time()):
+                    msg = f"shard {self.shard} of {self._queue} was left without its last commit: its lease runs out"
+                    raise LeaseLost(msg) from error
                 await anyio.sleep(PAUSE_AFTER_ERROR_S)
             else:
                 self._unanswered = None
@@ -274,7 +290,14 @@ class ShardOwner:
     async def _call_step(self, held: OwnedShard, content: Step, *, renew: bool) -> calls.Stepped:
         wait = content.entries_max > 0
         return await calls.step(
-            self._pipes, self._keys, self._group, held.token, content, renew=renew, wait=wait, timeout_s=STEP_TIMEOUT_S
+            self._pipes,
+            self._keys,
+            self._group,
+            held.token,
+            content,
+            renew=renew,
+            wait=wait,
+            timeout_s=self._settings.lease_s,
         )
 
     # -- handing over ----------------------------------------------------------------------------------------
@@ -297,6 +320,7 @@ class ShardOwner:
             except (StoreError, CorruptData) as error:
                 if not held.trust.trusted(anyio.current_time()):
                     return True  # whoever comes next waits the lease out
+                await anyio.sleep(self._settings.claim_poll_s)
                 _log.warning("shard %d of %s: can't hand over yet: %s", self.shard, self._queue, error)
                 confirm = None  # as in _claim
                 continue

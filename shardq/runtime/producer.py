@@ -50,7 +50,6 @@ CHUNK_PER_SHARD = 8  # with many shards a larger chunk, or each call would carry
 CHUNK_BYTES = 1024 * 1024
 _SURROGATES = "a str key has surrogates that UTF-8 can't carry: send the key as bytes instead"
 MESSAGE_OVERHEAD_BYTES = 8
-MAX_UNREPORTED = 1000
 
 
 class Producer:
@@ -83,7 +82,8 @@ class Producer:
         self._buffered_bytes = 0
         self._unsettled: set[PendingBatch] = set()
         self._space: anyio.Event | None = None
-        self._unreported: list[PendingBatch] = []
+        self._unreported: dict[PendingBatch, None] = {}
+        self._bulk_failures: list[list[PendingBatch]] = []  # one list for each send_many under way
         self._failed_batches = 0
         self._put_messages = 0
         self._sticky = self._shards[random.randrange(len(self._shards))]
@@ -124,11 +124,15 @@ class Producer:
     async def _shut(self) -> None:
         self._pipes = None
         stack, self._stack = self._stack, AsyncExitStack()
-        if stack is not None:
-            await stack.aclose()
-        for batch in list(self._unsettled):
-            # Whoever still waits for a send must not wait for ever.
-            self.ended(batch, StoreTimeout("the producer was closed with this message under way"), "")
+        try:
+            if stack is not None:
+                await stack.aclose()
+        finally:
+            for batch in list(self._unsettled):
+                # Whoever still waits for a send must not wait for ever.
+                self.ended(batch, StoreTimeout("the producer was closed with this message under way"), "")
+            if self._space is not None:
+                self._space.set()
 
     @property
     def pipes(self) -> Pipes:
@@ -151,7 +155,8 @@ class Producer:
         batch, index = await self._put(key, value, headers)
         await batch.wait()
         if batch.error is not None:
-            batch.reported = True
+            if not batch.bulk:
+                self._unreported.pop(batch, None)
             raise batch.error
         return f"{batch.shard.id}/{batch.entry}/{index}"
 
@@ -162,11 +167,23 @@ class Producer:
         NotStored says how many are not (known to be) stored. A pair that can't be sent raises as in `send`, once all
         before it are stored; a note on the error says how many those are.
         """
+        failures: list[PendingBatch] = []
+        self._bulk_failures.append(failures)
+        try:
+            sent = await self._send_pairs(pairs)
+            await self.flush()
+            self._raise_lost(failures)
+            return sent
+        finally:
+            self._bulk_failures = [other for other in self._bulk_failures if other is not failures]
+
+    async def _send_pairs(self, pairs: Iterable[tuple[Key, Any]] | AsyncIterable[tuple[Key, Any]]) -> int:
         sent, failed = 0, self._failed_batches
         try:
             if isinstance(pairs, AsyncIterable):
                 async for key, value in pairs:
-                    await self._put(key, value, None)
+                    batch, _ = await self._put(key, value, None)
+                    batch.bulk = True
                     sent += 1
                     if sent % CHUNK == 0:
                         await anyio.lowlevel.checkpoint()  # an iterable that never waits must not starve the senders
@@ -186,7 +203,6 @@ class Producer:
             error.add_note(f"{sent} messages before it were sent")
             await self.flush()
             raise
-        await self.flush()
         return sent
 
     async def flush(self) -> None:
@@ -194,10 +210,14 @@ class Producer:
 
         Raises NotStored when some are not, or not known to be: those that no `send` has raised an error for.
         """
-        for batch in list(self._unsettled):
+        waited = list(self._unsettled)
+        for batch in waited:
             await batch.wait()
-        lost = [batch for batch in self._unreported if not batch.reported]
-        self._unreported = []
+        self._raise_lost([batch for batch in waited if batch.error is not None])
+
+    def _raise_lost(self, failed: list[PendingBatch]) -> None:
+        lost = list(dict.fromkeys([*self._unreported, *failed]))
+        self._unreported = {}
         if lost:
             count = sum(batch.count for batch in lost)
             where = ", ".join(str(shard) for shard in sorted({batch.shard.id for batch in lost}))
@@ -316,12 +336,12 @@ class Producer:
             raise MessageTooLarge(msg)
 
     async def _wait_for_space(self) -> None:
-        _ = self.pipes
+        _ = self.pipes  # raises ClosedError
         while self._buffered_bytes > self._max_buffered_bytes:
             if self._space is None:
                 self._space = anyio.Event()
             await self._space.wait()
-        _ = self.pipes  # it may have been closed while this waited
+            _ = self.pipes  # it may have been closed while this waited
 
     # -- settling --------------------------------------------------------------------------------------------
 
@@ -337,14 +357,19 @@ class Producer:
         self._buffered_bytes -= batch.size
         if error is not None:
             self._failed_batches += 1
-            if len(self._unreported) > MAX_UNREPORTED:  # nobody flushes: forget what a send has told
-                self._unreported = [known for known in self._unreported if not known.reported]
-            self._unreported.append(batch)
+            self._unreported[batch] = None
+            for failures in self._bulk_failures:
+                failures.append(batch)
         if batch.done is not None:
             batch.done.set()
         if self._space is not None and self._buffered_bytes <= self._max_buffered_bytes:
             self._space.set()
             self._space = None
+
+    def restart(self, shard: ShardBuffer) -> None:
+        """A shard has more to send; nothing is sent any more once the producer is closed."""
+        if self._pipes is not None:
+            shard.start()
 
     def _unsettled_messages(self) -> int:
         return sum(len(batch.keys) or batch.count for batch in self._unsettled)

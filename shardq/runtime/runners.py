@@ -35,17 +35,14 @@ YIELD_AFTER_S = 0.005
 RETRY_FIRST_S = 0.1
 BATCH_MESSAGES = 1000
 
-_CANCELLED_ITSELF = "the handler let a cancellation of its own escape (asyncio.CancelledError)"
-
 _log = logging.getLogger("shardq")
 
 
 class _Runner:
-    __slots__ = ("interrupted", "scope", "shard")
+    __slots__ = ("scope", "shard")
 
     def __init__(self) -> None:
         self.scope = anyio.CancelScope()
-        self.interrupted = False
         self.shard: OwnedShard | None = None
 
 
@@ -82,7 +79,6 @@ class Runners:
         """Cancels what runs for the shard: its lease is not trusted any more, or lost."""
         for runner in self._runners:
             if runner.shard is shard:
-                runner.interrupted = True
                 runner.scope.cancel()
 
     def wake(self, count: int) -> None:
@@ -102,15 +98,8 @@ class Runners:
 
     async def _keep_serving(self, runner: _Runner) -> None:
         while True:
-            runner.interrupted = False
             with anyio.CancelScope() as runner.scope:
                 await self._serve(runner)
-
-    @staticmethod
-    def _told_to_stop() -> bool:
-        """Whether a cancellation was asked for, here or further out, or the handler raised one of its own making."""
-        task = asyncio.current_task()
-        return task is None or task.cancelling() > 0
 
     # -- failures --------------------------------------------------------------------------------------------
 
@@ -160,19 +149,47 @@ class Runners:
             self.resume(shard, messages)
 
 
+def asked_to_stop() -> bool:
+    """Whether a CancelledError just caught was asked for from outside; else the handler met some cancelled task."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
+def own_cancellation(error: BaseException) -> Exception:
+    failure = RuntimeError("the handler awaited something that was cancelled")
+    failure.__cause__ = error
+    return failure
+
+
+def _text(make: Callable[[], str]) -> str:
+    """A user's exception in words: its own __repr__ may fail, its text may hold what UTF-8 can't carry."""
+    try:
+        return make().encode(errors="backslashreplace").decode()
+    except Exception as error:
+        return f"<{type(error).__name__} while describing the failure>"
+
+
 def dead_record(message: Message, error: Exception) -> bytes:
     """What is kept of a message that failed: all that a replay needs, and why it failed."""
+    try:
+        return _dead_record(message, message.value, error)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        # The handler put something into the value that msgpack can't carry; the entry's id still says which it was.
+        return _dead_record(message, _text(lambda: repr(message.value)), error)
+
+
+def _dead_record(message: Message, value: object, error: Exception) -> bytes:
     return msgspec.msgpack.encode(
         {
             "id": message.id,
             "key": message.key,
-            "value": message.value,
+            "value": value,
             "headers": message.headers,
             "sent_at_ms": message.sent_at_ms,
             "attempts": message.attempt,
             "failed_at_ms": time_ns() // 1_000_000,
-            "error": repr(error)[:2000],
-            "traceback": "".join(traceback.format_exception(error))[-8000:],
+            "error": _text(lambda: repr(error))[:2000],
+            "traceback": _text(lambda: "".join(traceback.format_exception(error)))[-8000:],
         }
     )
 
@@ -196,8 +213,7 @@ class MessageRunners(Runners):
     async def _serve(self, runner: _Runner) -> None:
         ready, handler = self.ready, self._handler
         yielded_s = monotonic()
-        # An interrupt that came too late for its handler must not hit the next one: it gets a new scope.
-        while not runner.interrupted:
+        while not runner.scope.cancel_called:  # a cancellation meant for the last message must not hit the next one
             if not ready:
                 await self.rest()
                 yielded_s = monotonic()
@@ -221,11 +237,11 @@ class MessageRunners(Runners):
             except Exception as error:
                 if self.failed(shard, [message], error):
                     shard.lanes.done(message.key)
-            except asyncio.CancelledError:
-                if self._told_to_stop():
+            except asyncio.CancelledError as error:
+                if asked_to_stop():
                     shard.suspended.append(message)
                     raise
-                if self.failed(shard, [message], RuntimeError(_CANCELLED_ITSELF)):
+                if self.failed(shard, [message], own_cancellation(error)):
                     shard.lanes.done(message.key)
             else:
                 shard.finish(message)
@@ -259,6 +275,8 @@ class BatchRunners(Runners):
         self.wake(1)
 
     def resume(self, shard: OwnedShard, messages: list[Message]) -> None:
+        if not messages:  # a renewal that nothing waited for: the shard may be with a runner right now
+            return
         # A failed list goes first again: order within the shard.
         by_batch = [list(group) for _, group in itertools.groupby(messages, key=lambda message: message.batch)]
         waiting = self._waiting.setdefault(shard, deque())
@@ -275,7 +293,7 @@ class BatchRunners(Runners):
         return taken
 
     async def _serve(self, runner: _Runner) -> None:
-        while not runner.interrupted:
+        while not runner.scope.cancel_called:
             if not self._ready_shards:
                 await self.rest()
                 continue
@@ -299,11 +317,11 @@ class BatchRunners(Runners):
             except Exception as error:
                 if self.failed(shard, messages, error):
                     self._next(shard)
-            except asyncio.CancelledError:
-                if self._told_to_stop():
+            except asyncio.CancelledError as error:
+                if asked_to_stop():
                     shard.suspended.extend(messages)
                     raise
-                if self.failed(shard, messages, RuntimeError(_CANCELLED_ITSELF)):
+                if self.failed(shard, messages, own_cancellation(error)):
                     self._next(shard)
             else:
                 shard.finish_list(taken)

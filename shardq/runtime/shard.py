@@ -74,7 +74,7 @@ class OwnedShard(Ownership):
     def stopped(self) -> None:
         """A handler of this shard ended, one way or another."""
         self.running -= 1
-        if self.draining and self.running == 0:
+        if self.running == 0 and (self.draining or self.lost):
             self.wake()
 
     def lose(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from shardq.errors import ShardqError
@@ -54,6 +55,8 @@ async def outliving_tasks() -> AsyncIterator[TaskGroup]:
                 yield tasks
             tasks.cancel_scope.cancel()
         outside.cancel_scope.cancel()
+    # The caller's own cancellation was heard inside; it goes on from here.
+    await anyio.lowlevel.checkpoint_if_cancelled()
 
 
 async def _pass_on(scope: anyio.CancelScope) -> None:

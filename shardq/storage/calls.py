@@ -141,7 +141,7 @@ async def step(
 
 @dataclass(frozen=True, slots=True)
 class Acquired:
-    """`status` OK: `epoch` and `step` are yours. HELD: (`epoch`, `renewals`) is what a taker has to watch."""
+    """`status` OK: `epoch` and `step` are yours. HELD: `seen` is what a taker has to watch."""
 
     status: str
     epoch: int = 0
@@ -149,6 +149,12 @@ class Acquired:
     renewals: str = ""
     owner: str = ""
     heir: str = ""
+    history: str = ""
+
+    @property
+    def seen(self) -> tuple[str, str, str]:
+        """What to watch, and to hand to the acquire that takes the lease over."""
+        return str(self.epoch), self.renewals, self.history
 
 
 async def acquire(
@@ -158,21 +164,20 @@ async def acquire(
     worker: str,
     nonce: str,
     plan: int,
-    seen: tuple[int, str] | None,
+    seen: tuple[str, str, str] | None,
     *,
     timeout_s: float,
     confirm: Confirm | None,
 ) -> Acquired:
-    """Takes the lease when it is free or stands at `seen` (epoch, renewals)."""
-    epoch, renewals = (str(seen[0]), seen[1]) if seen is not None else ("", "")
-    args: list[str | bytes | int] = [worker, nonce, plan, epoch, renewals, shard.bell]
+    """Takes the lease when it is free or stands at `seen` (see `Acquired.seen`)."""
+    args: list[str | bytes | int] = [worker, nonce, plan, *(seen or ("", "", "")), shard.bell]
     reply = await pipes.call(shard.slot, "acquire", [shard.group(group)], args, timeout_s=timeout_s, confirm=confirm)
     with shape("acquire"):
         status = reply[0].decode()
         if status == "OK":
             return Acquired(status, int(reply[1]), int(reply[2]))
         if status == "HELD":
-            return Acquired(status, int(reply[1]), 0, reply[2].decode(), reply[3].decode(), reply[4].decode())
+            return Acquired(status, int(reply[1]), 0, *(part.decode() for part in reply[2:6]))
         return Acquired(status)
 
 

@@ -184,9 +184,13 @@ class Cluster:
 
     async def follow(self, trouble: Trouble) -> None:
         """Takes a MOVED into the slot table."""
-        if trouble.redirect is not None:
+        if trouble.redirect is None:
+            return
+        try:
             await self._nodes.move_slot(trouble.redirect)
-            self.topology_version += 1
+        except (RedisError, KeyError, AttributeError):
+            await self.refresh()  # a slot that was not in the table at all
+        self.topology_version += 1
 
     async def refresh(self, failed: str | None = None) -> None:
         """Reads the topology again, at most every REFRESH_INTERVAL_S; a cluster out of reach changes nothing."""
@@ -219,7 +223,10 @@ class Cluster:
         write = [part for call in calls for part in ((_ASKING, call.data) if call.asking else (call.data,))]
         if confirm is not None:
             write.append(confirm.packed)
-        connection = node.acquire_connection()
+        try:
+            connection = node.acquire_connection()
+        except RedisError as error:  # more connections than the pool may open
+            return [classify(error, node.name)] * len(calls)
         replies: list[Any] = []
         broken: Trouble | None = unanswered(node.name, ANSWER_TIMEOUT_S)
         try:

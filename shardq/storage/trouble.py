@@ -87,6 +87,12 @@ def _from_response(error: ResponseError, node: str) -> Trouble:
     return Trouble("fail", StoreRefused(f"{node} answered {code or 'an error'}; look at the server's log"))
 
 
+def _address(error: AskError, node: str) -> tuple[str, int]:
+    """Where a redirect points; one without a host means the host that answered."""
+    error.host = error.host or node.rpartition(":")[0]
+    return error.host, int(error.port)
+
+
 def classify(error: BaseException, node: str) -> Trouble:
     """Maps an exception of redis-py or of the socket to its Trouble; `node` is host:port for the text."""
     match error:
@@ -94,14 +100,14 @@ def classify(error: BaseException, node: str) -> Trouble:
             return Trouble(
                 "moved",
                 StoreUnavailable(f"slot {error.slot_id} keeps moving; last seen at {node}"),
-                (error.host, error.port),
+                _address(error, node),
                 error,
             )
         case AskError():
             return Trouble(
                 "ask",
                 StoreUnavailable(f"slot {error.slot_id} is moving away from {node}"),
-                (error.host, error.port),
+                _address(error, node),
                 error,
             )
         case TryAgainError():

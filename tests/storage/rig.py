@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -62,11 +63,19 @@ class Rig:
         return calls.read_append(await call.result())
 
     async def acquire(
-        self, nonce: str, seen: tuple[int, str] | None = None, *, plan: int = 0, group: str = "g"
+        self, nonce: str, seen: tuple[int, str] | None = None, *, plan: int = 0, group: str = "g", history: str = ""
     ) -> Acquired:
+        """`seen` is (epoch, renewals); the replication history seen with them is today's unless one is given."""
+        whole = (str(seen[0]), seen[1], history or await self.history()) if seen is not None else None
         return await calls.acquire(
-            self.pipes, self.shard, group, f"worker-{nonce}", nonce, plan, seen, timeout_s=TIMEOUT_S, confirm=None
+            self.pipes, self.shard, group, f"worker-{nonce}", nonce, plan, whole, timeout_s=TIMEOUT_S, confirm=None
         )
+
+    async def history(self) -> str:
+        info = await self.pipes.command(self.shard.slot, pack_command("INFO", "replication"))
+        found = re.search(r"master_replid:(\w+)", info.decode())
+        assert found is not None
+        return found.group(1)
 
     async def own(self, nonce: str = "n", group: str = "g") -> str:
         """Takes the free lease; returns its token."""

@@ -21,7 +21,7 @@ HOST = "127.0.0.1"
 PASSWORD = "let-me-in"
 # SHA-256 of the library's source without its build number, by build.
 DIGEST_OF_BUILD = {
-    1: "fec04ad855778f5fbc9055002447ae7bbae1434a30502e92428d06215a358083",
+    1: "db15a4971e47bdc13457f3d7c73a7e7eafdbbdec5f0a8c200ece6fac9d33da1e",
 }
 SCRIPTS = {path.name: path.read_text(encoding="utf-8") for path in Path(str(files("shardq.storage"))).glob("**/*.lua")}
 REGISTRATION = re.compile(r"redis\.register_function[({].*?shardq_1_(\w+)'")

@@ -20,7 +20,6 @@ local function append(keys, args)
   local field = 'p:' .. producer
   local state = redis.call('HMGET', meta, 'state', 'appended', 'bytes', 'waiting', field)
   if not state[1] then return {'MISSING'} end
-  if state[1] ~= 'open' then return {'SEALED'} end
 
   if state[5] then
     local last, entry, first = string.match(state[5], '^(%d+):([%d%-]+):(%d+)$')
@@ -33,6 +32,8 @@ local function append(keys, args)
     end
   end
 
+  if state[1] ~= 'open' then return {'SEALED'} end -- only now: a batch stored before the seal keeps its answer
+
   local first = decimal(natural(state[2]) or 0)
   local entry = redis.call('XADD', stream, 'NOMKSTREAM', '*', 'at', first, 'batch', batch)
   if not entry then return {'MISSING'} end
@@ -42,7 +43,7 @@ local function append(keys, args)
     redis.call('HDEL', meta, 'waiting')
     redis.call('SPUBLISH', args[5], 'message')
   end
-  if not state[5] and redis.call('HLEN', meta) > PRODUCERS_BEFORE_PRUNE then
+  if not state[5] and redis.call('HLEN', meta) % PRODUCERS_BEFORE_PRUNE == 0 then
     local now_ms = id_parts(entry)
     local flat = redis.call('HGETALL', meta)
     for index = 1, #flat, 2 do

@@ -5,7 +5,9 @@
 --   transfer  HELD -> HELD by the heir, by the owner itself: no ownerless moment
 --   release   HELD -> FREE by the owner itself
 -- Invariants: the epoch rises at every change of owner and is never given a TTL. No wall clock decides expiry: the taker
--- says which (epoch, renewals) it saw a whole lease time ago on its own clock, and any renewal since refuses it.
+-- says which (epoch, renewals) it saw a whole lease time ago on its own clock, and any renewal since refuses it. It also
+-- says in which replication history it saw them: a promoted replica may lack renewals that its old master answered, so
+-- after every promotion the taker has to look for a whole lease time anew.
 -- A plan older than the newest seen is refused. allow-oom on all: owners must be able to change on a full server.
 
 local LEASE_FIELDS = {'token', 'epoch', 'nonce', 'owner', 'renewals', 'plan', 'heir', 'heir_nonce', 'heir_ready', 'step'}
@@ -24,15 +26,21 @@ local function lease_grant(key, lease, owner, nonce)
   return epoch
 end
 
+-- Names this node's replication history; '' where the user may not ask.
+local function lease_history()
+  local info = redis.pcall('INFO', 'replication')
+  return type(info) == 'string' and string.match(info, 'master_replid:(%x+)') or ''
+end
+
 -- acquire: take the lease.
 -- KEYS   1 group hash
--- ARGV   1 worker   2 its nonce   3 plan version   4 epoch seen   5 renewals seen ('' '' when nothing was seen long enough)
---        6 bell channel
+-- ARGV   1 worker   2 its nonce   3 plan version   4 epoch seen   5 renewals seen   6 history seen ('' '' '' when nothing
+--        was seen long enough)   7 bell channel
 -- reply  {'OK', epoch, last step number}   also when this nonce holds it already: counts as a renewal then, because
 --        the owner trusts its lease from this acquire on, so whoever watches must start anew
---        {'HELD', epoch, renewals, owner, heir nonce}   {'OLDPLAN', newest}   {'MISSING'}
+--        {'HELD', epoch, renewals, owner, heir nonce, history}   {'OLDPLAN', newest}   {'MISSING'}
 local function acquire(keys, args)
-  if #keys ~= 1 or #args ~= 6 or not natural(args[3]) then return misuse('acquire takes 1 key and 6 arguments') end
+  if #keys ~= 1 or #args ~= 7 or not natural(args[3]) then return misuse('acquire takes 1 key and 7 arguments') end
   local lease = lease_read(keys[1])
   if not lease.exists then return {'MISSING'} end
   if lease.token ~= '' and lease.nonce == args[2] then
@@ -40,13 +48,15 @@ local function acquire(keys, args)
     return {'OK', lease.epoch, lease.step}
   end
   if natural(args[3]) < (natural(lease.plan) or 0) then return {'OLDPLAN', lease.plan} end
-  local unchanged = lease.epoch == args[4] and lease.renewals == args[5]
-  if lease.token ~= '' and not unchanged then
-    return {'HELD', lease.epoch, lease.renewals, lease.owner, lease.heir_nonce}
+  if lease.token ~= '' then
+    local history = lease_history()
+    if lease.epoch ~= args[4] or lease.renewals ~= args[5] or history ~= args[6] then
+      return {'HELD', lease.epoch, lease.renewals, lease.owner, lease.heir_nonce, history}
+    end
   end
   redis.call('HSET', keys[1], 'plan', args[3])
   local epoch = lease_grant(keys[1], lease, args[1], args[2])
-  redis.call('SPUBLISH', args[6], 'lease')
+  redis.call('SPUBLISH', args[7], 'lease')
   return {'OK', epoch, '0'}
 end
 

@@ -113,6 +113,9 @@ local function step(keys, args)
     if renewals then redis.call('HSET', keys[3], 'renewals', renewals) end
     return {'REPEAT', heir}
   end
+  -- A gap: a failover took back steps that were answered, deliveries and acknowledgements included. What the caller holds
+  -- is void: it takes its lease anew and starts from the pending entries, as any next owner does.
+  if number > (natural(lease.step) or 0) + 1 then return {'FENCED', lease.epoch} end
 
   local changes = {step = args[3], renewals = renewals}
   local done, partial, dead = lists[1], lists[2], lists[3]
