@@ -108,24 +108,25 @@ class Runners:
         if shard.lost:
             return False
         again: list[Message] = []
+        what = _text(lambda: repr(error))
         for message in messages:
             if message.attempt > self._settings.retries:
                 _log.error(
-                    "message %s (key %r) failed %d times and is a dead letter now: %r",
+                    "message %s (key %r) failed %d times and is a dead letter now: %s",
                     message.id,
                     message.key,
                     message.attempt,
-                    error,
+                    what,
                 )
                 shard.bury(message, dead_record(message, error))
             else:
                 _log.warning(
-                    "message %s (key %r) failed, try %d of %d: %r",
+                    "message %s (key %r) failed, try %d of %d: %s",
                     message.id,
                     message.key,
                     message.attempt,
                     self._settings.retries + 1,
-                    error,
+                    what,
                     exc_info=error,
                 )
                 message.attempt += 1

@@ -80,6 +80,58 @@ async def test_a_failing_message_is_tried_again_five_times_and_kept(cluster: Loc
         await check_equation(queue)
 
 
+async def test_failures_that_can_not_be_described_become_dead_letters_too(
+    cluster: LocalCluster, queue_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shardq.runtime.runners.RETRY_FIRST_S", 0.001)
+    worker = shardq.Worker(queue_name, group=GROUP)
+
+    class Unspeakable(Exception):
+        def __repr__(self) -> str:
+            raise RuntimeError("no words")
+
+        __str__ = __repr__
+
+    @worker.handler
+    async def handle(message: shardq.Message) -> None:
+        if message.key == "mutated":
+            message.value["handle"] = object()
+        raise Unspeakable if message.key == "unspeakable" else ValueError("\ud800")
+
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=1)
+        await queue.open_group(GROUP)
+        async with queue.producer() as producer:
+            for key in ("mutated", "unspeakable", "surrogate"):
+                await producer.send({"n": 1}, key=key)
+        async with running(client, worker):
+            await until(lambda: drained(queue), 30, "an empty backlog")
+        assert sorted(letter["key"] for letter in await dead_letters(queue)) == ["mutated", "surrogate", "unspeakable"]
+        await check_equation(queue)
+
+
+async def test_a_queue_declared_anew_is_consumed_again(cluster: LocalCluster, queue_name: str) -> None:
+    worker = shardq.Worker(queue_name, group=GROUP, lease=0.6)
+    values: list[Any] = []
+
+    @worker.handler
+    async def handle(message: shardq.Message) -> None:
+        values.append(message.value)
+
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=1)
+        await queue.open_group(GROUP)
+        async with running(client, worker):
+            await until(lambda: every_lease_held(queue), 20, "the lease")
+            keys = queue.shards[0]
+            names = [keys.stream, keys.meta, keys.group(GROUP), keys.dead(GROUP)]
+            await client.pipes.command(keys.slot, pack_command("DEL", *names))
+            queue = await client.queue(queue_name, shards=1)
+            async with queue.producer() as producer:
+                await producer.send("again", key="k")
+            await until(lambda: values == ["again"], 30, "the message of the new queue")
+
+
 async def test_garbage_is_set_aside_and_foreign_entries_are_delivered(cluster: LocalCluster, queue_name: str) -> None:
     worker = shardq.Worker(queue_name, group=GROUP)
     values: list[Any] = []

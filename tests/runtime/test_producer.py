@@ -114,6 +114,62 @@ async def test_flush_and_close_say_what_is_not_stored(server_binary: Path, queue
                     await producer.close()
 
 
+async def test_every_sender_hears_of_its_own_failures(cluster: LocalCluster, queue_name: str) -> None:
+    """Senders side by side, and a send in the same batch: none of them takes another's bad news away."""
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=1)
+        keys = queue.shards[0]
+        await client.pipes.command(keys.slot, pack_command("DEL", keys.stream, keys.meta))
+        outcomes: list[str] = []
+
+        async def many(producer: shardq.Producer) -> None:
+            try:
+                await producer.send_many([("k", b"x")] * 10)
+                outcomes.append("stored")
+            except shardq.NotStored as error:
+                outcomes.append(f"lost {error.failed >= 10}")
+
+        async def one(producer: shardq.Producer) -> None:
+            with pytest.raises(shardq.UnknownQueue, match=r"client\.queue"):
+                await producer.send(b"y", key="k")
+            outcomes.append("told")
+
+        async with queue.producer() as producer, anyio.create_task_group() as tasks:
+            for task in (many, one, many):
+                tasks.start_soon(task, producer)
+        assert sorted(outcomes) == ["lost True", "lost True", "told"]
+
+
+async def test_a_closed_producer_leaves_nobody_waiting(server_binary: Path, queue_name: str) -> None:
+    ends: list[str] = []
+
+    async def send(producer: shardq.Producer) -> None:
+        try:
+            await producer.send(b"x" * 1000, key="k")
+        except shardq.ShardqError as error:
+            ends.append(type(error).__name__)
+
+    with LocalCluster(port=None, server=server_binary) as own:
+        async with shardq.connect(own.url) as client:
+            queue = await client.queue(queue_name, shards=1)
+            async with anyio.create_task_group() as tasks:
+                producer = queue.producer(max_buffered_bytes=1500)
+
+                async def program() -> None:
+                    async with producer:
+                        for server in own.processes:
+                            server.kill()
+                        for _ in range(5):
+                            tasks.start_soon(send, producer)
+                        await until(lambda: producer.buffered_bytes > 1500, 10, "a full buffer")
+                        raise KeyError("the program's own")
+
+                with pytest.raises(KeyError, match="the program's own"):
+                    await program()
+                await until(lambda: len(ends) == 5, 10, "every send to end")
+    assert set(ends) == {"StoreTimeout", "ClosedError"}
+
+
 async def test_memory_stays_bounded_while_the_store_is_away(server_binary: Path, queue_name: str) -> None:
     with LocalCluster(masters=3, port=None, server=server_binary) as own:
         async with shardq.connect(own.url) as client:
@@ -171,13 +227,22 @@ async def test_cancelled_sends_leave_the_producer_whole(cluster: LocalCluster, q
     ("key", "value", "error", "text"),
     [
         (17, b"x", shardq.InvalidKey, "str"),
+        (type("UserId", (str,), {})("u"), b"x", shardq.InvalidKey, "convert"),
         ("k", object(), shardq.InvalidValue, "object"),
         ("k", 2**70, shardq.InvalidValue, "can't be carried"),
         ("k", "\ud800", shardq.InvalidValue, "surrogates"),
         ("\ud800", b"x", shardq.InvalidKey, "bytes"),
         ("k", b"x" * 2_000_000, shardq.MessageTooLarge, "max_message_bytes"),
     ],
-    ids=["int key", "object value", "huge int", "surrogate value", "surrogate key", "too large"],
+    ids=[
+        "int key",
+        "key of a str subclass",
+        "object value",
+        "huge int",
+        "surrogate value",
+        "surrogate key",
+        "too large",
+    ],
 )
 async def test_bad_messages_are_refused_and_nothing_else_is_lost(
     cluster: LocalCluster, queue_name: str, key: Any, value: Any, error: type[Exception], text: str

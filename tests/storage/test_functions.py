@@ -52,6 +52,21 @@ async def test_a_repeated_step_applies_and_fetches_nothing(shard: Rig) -> None:
     await shard.step(token, partial=[(two, b"\1")])
 
 
+async def test_a_gap_in_the_step_numbers_fences_the_owner(shard: Rig) -> None:
+    """Steps follow one another, so a gap means that a failover took answered ones back: the owner starts anew."""
+    await shard.append("p", 1, "a")
+    token = await shard.own("n")
+    (entry,) = await shard.fetch(token)
+    before = await shard.counters()
+    with pytest.raises(LeaseLost, match="refused"):
+        await shard.step(token, number=3, acked=1, finished=[entry])
+    assert await shard.counters() == before
+    again = await shard.acquire("n")
+    assert (again.status, again.step) == ("OK", 1)
+    assert await shard.fetch(token, cursor="0-0") == [entry]
+    await shard.step(token, acked=1, finished=[entry])
+
+
 async def test_a_repeated_step_still_renews(shard: Rig) -> None:
     """The owner trusts its lease from the call that was answered on, so whoever watches must start anew."""
     token = await shard.own()

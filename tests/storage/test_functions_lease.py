@@ -41,6 +41,16 @@ async def test_a_lease_that_stood_still_is_taken(shard: Rig) -> None:
     await shard.step(f"{taken.epoch}:m")
 
 
+async def test_a_lease_seen_before_a_promotion_is_not_taken(shard: Rig) -> None:
+    """A promoted replica may lack renewals that its old master answered: it has another replication history."""
+    await shard.own("n")
+    told = await shard.acquire("m")
+    assert told.history == await shard.history()
+    for history in ("0" * 40, "unknown"):
+        assert (await shard.acquire("m", (told.epoch, told.renewals), history=history)).status == "HELD"
+    assert (await shard.acquire("m", (told.epoch, told.renewals))).status == "OK"
+
+
 async def test_a_lease_that_was_renewed_is_not_taken(shard: Rig) -> None:
     token = await shard.own("n")
     told = await shard.acquire("m")
