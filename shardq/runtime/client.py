@@ -20,6 +20,9 @@ from shardq.storage.cluster import Cluster, Confirm, confirm_fsync, confirm_repl
 from shardq.storage.keys import Keys, ShardKeys, check_name, registry
 from shardq.storage.pipes import Pipes
 
+# Well under PRODUCER_IDLE_MS in scripts/common.lua: a retry must find the sequence it repeats.
+LONGEST_DELIVERY_S = 1800
+
 Durability = Literal["leader", "replica", "fsync"]
 
 
@@ -64,6 +67,11 @@ class Queue:
             if value <= 0:
                 msg = f"{name} must be above 0, not {value}"
                 raise UsageError(msg)
+        if delivery_timeout > LONGEST_DELIVERY_S:
+            msg = (
+                f"delivery_timeout is at most {LONGEST_DELIVERY_S} s: a producer's sequence is forgotten after an hour"
+            )
+            raise UsageError(msg)
         confirm = self.client.confirm(durability, replicas)
         return Producer(
             self.client.cluster,
@@ -122,6 +130,7 @@ class Client:
             tasks: TaskGroup = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
             self._pipes = Pipes(self.cluster, tasks)
+            stack.callback(self._pipes.close)
             self._stack = stack.pop_all()
         return self
 

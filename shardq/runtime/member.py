@@ -146,10 +146,15 @@ class Member:
         return stood_by | self._claimed_from()
 
     def _take_plan(self, beat: control.Beat) -> None:
-        if beat.plan is not None and beat.plan_version != self.plan_version:
+        if beat.plan is None or beat.plan_version == self.plan_version:
+            return
+        try:
             self.plan = Plan.from_bytes(beat.plan)
-            self.plan_version = beat.plan_version
-            self._on_change()
+        except CorruptData as error:
+            _log.warning("%s/%s: %s; the leader makes a new one", self._keys.queue, self._group, error)
+            self.plan = Plan()
+        self.plan_version = beat.plan_version
+        self._on_change()
 
     def _take_members(self, members: dict[str, control.Member], now: float) -> None:
         self._members = {name: self._members.get(name, Watch()) for name in members}

@@ -313,6 +313,8 @@ class ShardOwner:
     async def _hand_over(self, held: OwnedShard, heir_ready: bool) -> bool:
         """Transfers to the heir, or releases. False when the heir is gone: the claim that follows finds the lease ours
         still, and the pending entries are read again."""
+        if not heir_ready and not self.leaving:
+            return False  # the offer was withdrawn while this drained
         function, confirm = "transfer" if heir_ready else "release", self._confirm
         while True:
             try:

@@ -33,6 +33,7 @@ from shardq.storage.functions import function_name, library_source
 from shardq.storage.trouble import Trouble, classify, not_replicated, unanswered, unreachable
 
 ANSWER_TIMEOUT_S = 3.0
+SLOWEST_LINK_BYTES_PER_S = 512 * 1024  # so much longer may the answer to a large write take
 CONNECT_TIMEOUT_S = 2.0
 REFRESH_TIMEOUT_S = 2.0
 REFRESH_INTERVAL_S = 0.2
@@ -228,12 +229,13 @@ class Cluster:
         except RedisError as error:  # more connections than the pool may open
             return [classify(error, node.name)] * len(calls)
         replies: list[Any] = []
-        broken: Trouble | None = unanswered(node.name, ANSWER_TIMEOUT_S)
+        limit_s = ANSWER_TIMEOUT_S + sum(map(len, write)) / SLOWEST_LINK_BYTES_PER_S
+        broken: Trouble | None = unanswered(node.name, limit_s)
         try:
             await node.disconnect_if_needed(connection)
             if not await self._connected(connection):
                 return [unreachable(node.name)] * len(calls)
-            with anyio.move_on_after(ANSWER_TIMEOUT_S):
+            with anyio.move_on_after(limit_s):
                 await self._converse(node, connection, write, calls, confirm, replies)
                 broken = None
         except (RedisError, OSError) as error:

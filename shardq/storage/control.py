@@ -23,10 +23,12 @@ class Member:
     value: str
 
     @classmethod
-    def parse(cls, value: bytes) -> Member:
-        text = value.decode()
-        nonce, beats, state = text.split(":")
-        return cls(nonce, int(beats), state == "leaving", text)
+    def parse(cls, value: bytes) -> Member | None:
+        """None for what no worker wrote: one broken field must not keep a group from electing."""
+        text = value.decode(errors="replace")
+        nonce, _, rest = text.partition(":")
+        beats, _, state = rest.partition(":")
+        return cls(nonce, int(beats), state == "leaving", text) if beats.isdecimal() else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +65,8 @@ async def beat(
         if reply[0] == b"REPLACED":
             return None
         _, now_term, leader, leader_beats, version, plan, flat = reply
-        members = {
-            name.decode(): Member.parse(value) for name, value in zip(flat[::2], flat[1::2], strict=True) if value
-        }
+        found = {name.decode(): Member.parse(value) for name, value in zip(flat[::2], flat[1::2], strict=True)}
+        members = {name: member for name, member in found.items() if member is not None}
         return Beat(int(now_term), leader.decode(), int(leader_beats), int(version), plan or None, members)
 
 
@@ -96,5 +97,6 @@ async def control_state(pipes: Pipes, keys: Keys, group: str, *, timeout_s: floa
     with shape("HGETALL"):
         fields = {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
         term, version, rebalances = (int(fields.get(name, 0)) for name in ("term", "plan_version", "rebalances"))
-        members = {name[2:]: Member.parse(value) for name, value in fields.items() if name.startswith("m:")}
+        found = {name[2:]: Member.parse(value) for name, value in fields.items() if name.startswith("m:")}
+        members = {name: member for name, member in found.items() if member is not None}
         return ControlState(fields.get("leader", b"").decode(), term, version, rebalances, members)

@@ -21,7 +21,7 @@ import anyio
 from anyio.abc import TaskGroup
 from redis.asyncio.cluster import ClusterNode
 
-from shardq.errors import ShardqError, StoreTimeout, StoreUnavailable
+from shardq.errors import ClosedError, ShardqError, StoreTimeout, StoreUnavailable
 from shardq.storage.cluster import Cluster, Confirm, Packed, pack_call
 from shardq.storage.trouble import Trouble
 
@@ -130,7 +130,8 @@ class Pipes:
         self.cluster = cluster
         self._tasks = tasks
         self._pipes: dict[str, _Pipe] = {}
-        self._on_retry = on_retry
+        self._calls: set[Call] = set()
+        self._on_retry = on_retry  # told the action of each Trouble that a request is sent again for
 
     def submit(self, request: Request) -> None:
         """Queues `request`; it is settled or failed later."""
@@ -154,8 +155,17 @@ class Pipes:
     ) -> Any:
         """Sends one command that is safe to repeat, already in wire form."""
         call = Call(slot, Packed(data, False, confirm), anyio.current_time() + timeout_s)
-        self.submit(call)
-        return await call.result()
+        self._calls.add(call)
+        try:
+            self.submit(call)
+            return await call.result()
+        finally:
+            self._calls.discard(call)
+
+    def close(self) -> None:
+        """Ends every call that a task still waits for; the pipes' own tasks end with their group."""
+        for call in self._calls:
+            call.fail(ClosedError("the client was closed with this call under way: it may have been carried out"))
 
     def _route(self, sending: _Sending) -> None:
         node = sending.asked or self.cluster.node_of(sending.request.slot)

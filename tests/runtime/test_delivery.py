@@ -389,6 +389,51 @@ async def test_a_cancelled_worker_gives_its_leases_back(cluster: LocalCluster, q
         await check_equation(queue)
 
 
+async def test_garbage_in_the_control_hash_stops_nobody(cluster: LocalCluster, queue_name: str) -> None:
+    worker = shardq.Worker(queue_name, group=GROUP)
+    values: list[Any] = []
+
+    @worker.handler
+    async def handle(message: shardq.Message) -> None:
+        values.append(message.value)
+
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=3)
+        await queue.open_group(GROUP)
+        garbage = ("m:nobody", b"\xff", "m:none", "a:b:c:d", "plan_version", "17", "plan", b"\xc1garbage")
+        set_garbage = pack_command("HSET", queue.keys.control(GROUP), *garbage)
+        await client.pipes.command(queue.keys.control_slot, set_garbage)
+        async with running(client, worker), queue.producer() as producer:
+            await until(lambda: every_lease_held(queue), 20, "the leases")
+            await producer.send("fine", key="k")
+            await until(lambda: drained(queue), 20, "an empty backlog")
+        assert values == ["fine"]
+
+
+async def test_closing_a_client_ends_the_calls_of_others(server_binary: Any, queue_name: str) -> None:
+    caught: list[Exception] = []
+
+    async def ask(queue: shardq.Queue) -> None:
+        try:
+            await queue.counters([])
+        except shardq.ShardqError as error:
+            caught.append(error)
+
+    with LocalCluster(port=None, server=server_binary) as own:
+        async with anyio.create_task_group() as tasks:
+            async with shardq.connect(own.url) as client:
+                queue = await client.queue(queue_name, shards=1)
+                for server in own.processes:
+                    os.kill(int(server.pid), signal.SIGSTOP)
+                tasks.start_soon(ask, queue)
+                await anyio.lowlevel.checkpoint()
+                await anyio.lowlevel.checkpoint()
+            await until(lambda: len(caught) == 1, 10, "the call to end")
+        assert isinstance(caught[0], shardq.ClosedError)
+        for server in own.processes:
+            os.kill(int(server.pid), signal.SIGCONT)
+
+
 async def test_bad_workers_have_their_errors(cluster: LocalCluster, queue_name: str) -> None:
     worker = shardq.Worker(queue_name, group=GROUP)
     async with shardq.connect(cluster.url) as client:

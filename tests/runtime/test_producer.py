@@ -273,6 +273,8 @@ async def test_bad_settings_and_uses_have_their_errors(cluster: LocalCluster, qu
             queue.producer(durability="replica")
         with pytest.raises(shardq.UsageError, match="above 0"):
             queue.producer(max_batch_bytes=0)
+        with pytest.raises(shardq.UsageError, match="at most 1800"):
+            queue.producer(delivery_timeout=4000)
         producer = queue.producer()
         with pytest.raises(shardq.ClosedError, match="async with"):
             await producer.send(b"x")
