@@ -13,7 +13,7 @@ from shardq.core.records import Headers, Key
 class Batch:
     """One stream entry in the hands of its shard's owner, with what is finished of it."""
 
-    __slots__ = ("changed", "count", "done", "entry", "owner", "remaining", "stored")
+    __slots__ = ("changed", "count", "done", "entry", "owner", "remaining")
 
     def __init__(self, owner: Ownership, entry: str, count: int) -> None:
         self.owner = owner
@@ -22,7 +22,6 @@ class Batch:
         self.remaining = count
         self.done = bytearray(count)
         self.changed = False
-        self.stored = False
 
 
 class Ownership:

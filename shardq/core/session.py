@@ -44,10 +44,6 @@ class Step:
     partial: list[tuple[Batch, bytes]]
     dead: list[tuple[int, bytes]]
 
-    @property
-    def carries(self) -> bool:
-        return bool(self.acked or self.retried or self.finished or self.partial or self.dead)
-
 
 @dataclass(slots=True)
 class Session:

@@ -259,9 +259,7 @@ class ShardOwner:
         stepped, sent = await self._send(held, content, renew=renew)
         session.applied(content)
         if renew:
-            suspended = held.renewed(sent)
-            if suspended:
-                self._runners.resume(held, suspended)
+            self._runners.resume(held, held.renewed(sent))
         if stepped.repeated:
             session.reread()
         else:

@@ -58,7 +58,9 @@ def test_the_first_screen_shows_what_it_should() -> None:
     assert "make demo" in text
     assert "make test" in text
     assert len([line for line in blocks("python")[0].splitlines() if line]) <= 15
-    assert "demo" in text
+    picture = re.search(r"!\[[^]]+\]\(([^)]+)\)", text)
+    assert picture is not None
+    assert (ROOT / picture.group(1)).is_file()
 
 
 class Reader:
