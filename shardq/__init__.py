@@ -6,23 +6,35 @@ The public names, nothing else. Importing this stays cheap: what is costly is im
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from shardq.core.dead import DeadLetter
+from shardq.core.jobs import JobState
 from shardq.core.message import Message
+from shardq.core.notices import Missed, Notice
+from shardq.core.queue_settings import QueueSettings
+from shardq.core.retry import Reject, Retry, RetryLater
+from shardq.core.schedule import Schedule
 from shardq.errors import (
     AuthenticationFailed,
     ClosedError,
     CorruptData,
     FunctionsMissing,
+    GroupInUse,
     InvalidKey,
     InvalidValue,
+    JobFailed,
+    JobTimeout,
     LeaseLost,
     MessageTooLarge,
     NotStored,
+    QueueFull,
     QueueMismatch,
     ShardqError,
     StoreError,
     StoreRefused,
     StoreTimeout,
     StoreUnavailable,
+    UnknownGroup,
+    UnknownJob,
     UnknownQueue,
     UnsafeStore,
     UsageError,
@@ -30,7 +42,10 @@ from shardq.errors import (
 )
 
 if TYPE_CHECKING:
+    from shardq.runtime.broadcast import Notices
     from shardq.runtime.client import Client, Queue, connect
+    from shardq.runtime.groups import GroupInfo
+    from shardq.runtime.jobs import Job
     from shardq.runtime.producer import Producer
     from shardq.runtime.worker import Worker
 
@@ -41,21 +56,39 @@ __all__ = [
     "Client",
     "ClosedError",
     "CorruptData",
+    "DeadLetter",
     "FunctionsMissing",
+    "GroupInUse",
+    "GroupInfo",
     "InvalidKey",
     "InvalidValue",
+    "Job",
+    "JobFailed",
+    "JobState",
+    "JobTimeout",
     "LeaseLost",
     "Message",
     "MessageTooLarge",
+    "Missed",
     "NotStored",
+    "Notice",
+    "Notices",
     "Producer",
     "Queue",
+    "QueueFull",
     "QueueMismatch",
+    "QueueSettings",
+    "Reject",
+    "Retry",
+    "RetryLater",
+    "Schedule",
     "ShardqError",
     "StoreError",
     "StoreRefused",
     "StoreTimeout",
     "StoreUnavailable",
+    "UnknownGroup",
+    "UnknownJob",
     "UnknownQueue",
     "UnsafeStore",
     "UsageError",
@@ -68,6 +101,9 @@ __all__ = [
 # These bring redis-py with them: a fifth of a second that `shardq --help` and a supervisor of workers do without.
 _LATER = {
     "Client": "shardq.runtime.client",
+    "GroupInfo": "shardq.runtime.groups",
+    "Job": "shardq.runtime.jobs",
+    "Notices": "shardq.runtime.broadcast",
     "Producer": "shardq.runtime.producer",
     "Queue": "shardq.runtime.client",
     "Worker": "shardq.runtime.worker",

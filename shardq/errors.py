@@ -2,9 +2,10 @@
 
 ShardqError
   UsageError       the caller's mistake; the same call fails again until the code or setting changes
-    InvalidKey, InvalidValue, MessageTooLarge, UnknownQueue, QueueMismatch, WorkerNotFound, ClosedError
+    InvalidKey, InvalidValue, MessageTooLarge, UnknownQueue, UnknownGroup, GroupInUse, QueueMismatch, WorkerNotFound,
+    ClosedError
   StoreError       the store's trouble; `retryable` says whether waiting may help
-    StoreUnavailable, StoreTimeout, StoreRefused, AuthenticationFailed, UnsafeStore, FunctionsMissing
+    StoreUnavailable, StoreTimeout, QueueFull, StoreRefused, AuthenticationFailed, UnsafeStore, FunctionsMissing
   LeaseLost        another owner has the shard; what was in flight will be handled there
   CorruptData      bytes in Redis that are not what they claim to be
   NotStored        a flush or close ended with messages whose storage failed or is unknown
@@ -37,12 +38,24 @@ class UnknownQueue(UsageError):
     """The queue was never declared on this cluster, or its keys are gone."""
 
 
+class UnknownGroup(UsageError):
+    """The queue has no such consumer group: it was never opened, or is deleted."""
+
+
+class GroupInUse(UsageError):
+    """Workers have the group's shards, so it was not reset or deleted: stop them first, or force it."""
+
+
 class QueueMismatch(UsageError):
     """The queue exists with other settings than the ones asked for."""
 
 
 class WorkerNotFound(UsageError):
     """`MODULE:WORKER` names no importable module or no shardq.Worker in it."""
+
+
+class UnknownJob(UsageError):
+    """There is no job of this id: never submitted, or forgotten since."""
 
 
 class ClosedError(UsageError):
@@ -73,6 +86,12 @@ class StoreTimeout(StoreError):
     outcome_unknown = True
 
 
+class QueueFull(StoreError):
+    """The queue holds `max_backlog` messages that its slowest group has not finished; nothing was stored."""
+
+    retryable = True
+
+
 class StoreRefused(StoreError):
     """Redis answered with an error that waiting does not mend (permissions, a wrong type, a bug)."""
 
@@ -87,6 +106,14 @@ class UnsafeStore(StoreError):
 
 class FunctionsMissing(StoreError):
     """The functions library is not on the cluster and this user may not load it: run `shardq install`."""
+
+
+class JobFailed(ShardqError):
+    """A job that was waited for became a dead letter."""
+
+
+class JobTimeout(ShardqError):
+    """A job that was waited for did not end in time; it goes on."""
 
 
 class LeaseLost(ShardqError):

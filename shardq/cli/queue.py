@@ -1,33 +1,85 @@
-"""`shardq queue`: create, list and show queues. Never deletes one."""
+"""`shardq queue`: create, change, list, show and delete queues."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
 from shardq.cli.options import json_option, url_option
 from shardq.cli.output import print_json, print_table
+from shardq.core.queue_settings import QueueSettings
 from shardq.errors import UnknownQueue
 from shardq.ops.inspect import QueueView, read_queue
 from shardq.ops.processes import run_async
 from shardq.runtime.client import connect
 
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _count_or_none(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int | str | None:
+    if value is None or value == "none":
+        return value
+    if not (value.isascii() and value.isdecimal()):
+        raise click.BadParameter(f"{value!r} is neither a number nor none")
+    return int(value)
+
+
+def _settings_options(command: Command) -> Command:
+    """The queue's settings, None where they are not named; `_named` makes of them what a queue takes."""
+    for option in (
+        click.option("--jobs/--no-jobs", default=None, help="Whether every message is a tracked job."),
+        click.option("--compression", type=click.Choice(["none", "zlib", "zstd"]), help="How producers compress."),
+        click.option(
+            "--overflow",
+            type=click.Choice(["block", "reject", "drop-oldest"]),
+            help="What a send does when the queue is full: wait, fail, or drop the oldest messages.",
+        ),
+        click.option(
+            "--max-backlog",
+            callback=_count_or_none,
+            metavar="N|none",
+            help="The queue is full when its slowest group has N messages to do.",
+        ),
+        click.option(
+            "--retention",
+            metavar="AMOUNT",
+            help="How long finished messages stay: done (not at all), a time as 7d, 12h, 30m, 45s, or while the queue "
+            "is smaller than a size as 10GB, 512MB.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _named(options: dict[str, Any]) -> dict[str, Any]:
+    may_be_none = ("max_backlog", "compression")
+    named = {name: value for name, value in options.items() if value is not None}
+    return {name: None if value == "none" and name in may_be_none else value for name, value in named.items()}
+
+
+def _in_words(settings: QueueSettings) -> str:
+    words = {True: "yes", False: "no", None: "none"}
+    shown = settings.shown().items()
+    return ", ".join(f"{name.replace('_', '-')} {words.get(value, value)}" for name, value in shown)
+
 
 @click.group(epilog="Example: shardq queue create orders --shards 64")
 def queue() -> None:
-    """Create, list and show queues."""
+    """Create, change, list, show and delete queues."""
 
 
-@queue.command(epilog="Example: shardq queue create orders --shards 64")
+@queue.command(epilog="Example: shardq queue create orders --shards 64 --retention 7d --compression zstd")
 @click.argument("name")
 @click.option("--shards", type=click.IntRange(1, 16384), required=True, help="How many: the most workers side by side.")
+@_settings_options
 @url_option
 @json_option
-def create(name: str, shards: int, url: str, as_json: bool) -> None:
-    """Declare the queue NAME. Safe to repeat with the same number of shards."""
+def create(name: str, shards: int, url: str, as_json: bool, **options: Any) -> None:
+    """Declare the queue NAME. Safe to repeat with the same shards and settings."""
 
-    async def main() -> bool:
+    async def main() -> tuple[bool, QueueSettings]:
         async with connect(url) as client:
             try:
                 await client.queue(name)
@@ -35,14 +87,36 @@ def create(name: str, shards: int, url: str, as_json: bool) -> None:
             except UnknownQueue:
                 existed = False
             # Also when it existed: a creation that was cut short is completed.
-            await client.queue(name, shards=shards)
-            return not existed
+            declared = await client.queue(name, shards=shards, **_named(options))
+            return not existed, declared.settings
 
-    created = run_async(main)
+    created, settings = run_async(main)
     if as_json:
-        print_json([{"queue": name, "shards": shards, "created": created}])
+        print_json([{"queue": name, "shards": shards, "created": created, "settings": settings.shown()}])
     else:
         click.echo(f"{name}: {shards} shards{'' if created else ', it existed already'}")
+
+
+@queue.command(epilog="Example: shardq queue change orders --max-backlog 1000000 --overflow reject")
+@click.argument("name")
+@_settings_options
+@url_option
+@json_option
+def change(name: str, url: str, as_json: bool, **options: Any) -> None:
+    """Change settings of the queue NAME: those that are named. Safe to repeat."""
+    named = _named(options)
+    if not named:
+        raise click.UsageError("name at least one setting to change, as --retention 7d")
+
+    async def main() -> QueueSettings:
+        async with connect(url) as client:
+            return await (await client.queue(name)).change(**named)
+
+    settings = run_async(main)
+    if as_json:
+        print_json([{"queue": name, "settings": settings.shown()}])
+    else:
+        click.echo(f"{name}: {_in_words(settings)}")
 
 
 @queue.command("list", epilog="Example: shardq queue list --json")
@@ -81,14 +155,15 @@ def _summary(view: QueueView) -> dict[str, Any]:
 @url_option
 @json_option
 def show(name: str, url: str, as_json: bool) -> None:
-    """Show where each shard of the queue NAME lies and what it holds."""
+    """Show the settings of the queue NAME, where each shard lies and what it holds."""
 
-    async def main() -> tuple[QueueView, dict[int, tuple[int, int]]]:
+    async def main() -> tuple[QueueView, QueueSettings, dict[int, tuple[int, int]]]:
         async with connect(url) as client:
-            table = (await client.queue(name)).table
-            return await read_queue(client, name), {shard.id: (shard.low, shard.high) for shard in table.shards}
+            joined = await client.queue(name)
+            bounds = {shard.id: (shard.low, shard.high) for shard in joined.table.shards}
+            return await read_queue(client, name), joined.settings, bounds
 
-    view, bounds = run_async(main)
+    view, settings, bounds = run_async(main)
     if as_json:
         print_json(
             {
@@ -102,6 +177,7 @@ def show(name: str, url: str, as_json: bool) -> None:
                 "bytes": shard.bytes,
                 "entries": shard.entries,
                 "groups": sorted(shard.groups),
+                "settings": settings.shown(),
             }
             for shard in view.shards.values()
         )
@@ -119,7 +195,33 @@ def show(name: str, url: str, as_json: bool) -> None:
         ]
         for shard in view.shards.values()
     ]
+    click.echo(f"{name}: {_in_words(settings)}")
     headers = ["SHARD", "HASHES", "SLOT", "NODE", "STATE", "APPENDED", "BYTES", "ENTRIES"]
     print_table(headers, rows, left=["HASHES", "NODE", "STATE"])
     for number, why in view.unreadable.items():
         click.echo(f"shard {number} can't be read: {why}", err=True)
+
+
+@queue.command(epilog="Example: shardq queue delete orders --yes")
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@click.option("--force", is_flag=True, help="Also while workers hold its shards: needed after workers were killed.")
+@url_option
+@json_option
+def delete(name: str, yes: bool, force: bool, url: str, as_json: bool) -> None:
+    """Delete the queue NAME with its messages, groups, dead letters and schedules. Stop its workers first.
+
+    Keys that handlers made with message.local_key stay.
+    """
+    if not yes:
+        click.confirm(f"Delete queue {name} with all its messages?", abort=True, err=True)
+
+    async def main() -> None:
+        async with connect(url) as client:
+            await (await client.queue(name)).delete(force=force)
+
+    run_async(main)
+    if as_json:
+        print_json([{"queue": name, "deleted": True}])
+    else:
+        click.echo(f"{name}: deleted")

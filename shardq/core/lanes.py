@@ -56,6 +56,16 @@ class Lanes:
         else:
             del self._waiting[key]
 
+    def busy(self, lane: str) -> bool:
+        """Whether a message of the key is in here."""
+        return lane in self._waiting
+
+    def empty(self, key: Key) -> list[Message]:
+        """The message of this key that was taken last leaves, and so do those behind it, which are returned."""
+        if key is None:
+            return []
+        return list(self._waiting.pop(lane_key(key), None) or ())
+
     def clear(self) -> None:
         """Forgets all that waits. What is in `ready` is skipped by whoever takes it, for its lease is lost."""
         self._waiting.clear()

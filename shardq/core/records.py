@@ -6,14 +6,21 @@ An entry that shardq wrote has exactly these two fields, in this order:
     batch   the record batch:
 
     byte  0      version of this format: 1
-    byte  1      flags: 0. A reader refuses flags it does not know (compression will use them)
-    bytes 2-3    number of messages, unsigned, big endian, 1..65535
+    byte  1      flags; a reader refuses those it does not know
+                     0x01  the bytes from 4 on are a zlib stream of what is said below (RFC 1950)
+                     0x02  they are one zstd frame of it (RFC 8878); never both
+                     0x04  some messages were deleted: the array has a sixth item
+    bytes 2-3    number of messages, unsigned, big endian, 1..65535; deleted ones count
     bytes 4-     one msgpack array of five:
         0  uint              base time: Unix time in ms, the producer's clock, of the first message
         1  nil | array       nil when all share the base time, else each message's ms after it (may be negative)
         2  array             keys: str, bin, or nil for a message without one
         3  array             values: any msgpack value; bytes travel as bin, text as str
         4  nil | array       nil when no message has headers, else for each nil or a map from str to str or bin
+        5  array             only with 0x04: places of the deleted messages, rising from 0; their key, value and headers
+                             are nil
+
+A batch is compressed when that makes it smaller and it unpacks to at most 16 MiB; readers take both kinds side by side.
 
 Any other entry is one message of another client: its value is the map of its fields, it has no key.
 
@@ -23,13 +30,16 @@ Bytes from Redis are untrusted: decoding raises CorruptData and nothing else.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import msgspec
 
+from shardq.core.compression import Compression, compress, decompress
 from shardq.errors import CorruptData, InvalidValue
 
 VERSION = 1
+HOLES = 0x04
 HEADER_BYTES = 4
 MAX_MESSAGES = 65535
 
@@ -38,18 +48,25 @@ Headers = Mapping[str, str | bytes]
 _KEY_TYPES = frozenset((str, bytes, type(None)))
 
 _encoder = msgspec.msgpack.Encoder()
-_Body = tuple[int, list[int] | None, list[Any], list[Any], list[dict[str, Any] | None] | None]
-_decoder = msgspec.msgpack.Decoder(_Body)
+_Times = list[int] | None
+_AllHeaders = list[dict[str, Any] | None] | None
+_decoder = msgspec.msgpack.Decoder(tuple[int, _Times, list[Any], list[Any], _AllHeaders])
+_decoder_with_holes = msgspec.msgpack.Decoder(tuple[int, _Times, list[Any], list[Any], _AllHeaders, list[int]])
+_FLAG_OF: dict[Compression, int] = {"zlib": 0x01, "zstd": 0x02}
+_COMPRESSION_OF: dict[int, Compression] = {flag: name for name, flag in _FLAG_OF.items()}
+_PACKED = 0x03
 
 
 class RecordBatch(NamedTuple):
-    """Parallel lists, one item a message; `offsets_ms` and `headers` are None when no message has any."""
+    """Parallel lists, one item a message; `offsets_ms` and `headers` are None when no message has any. `holes` are the
+    places of deleted messages, rising; None when there are none."""
 
     base_ms: int
     offsets_ms: Sequence[int] | None
     keys: Sequence[Key]
     values: Sequence[Any]
     headers: Sequence[Headers | None] | None
+    holes: Sequence[int] | None = None
 
 
 def pack_value(value: Any) -> Any:
@@ -94,14 +111,19 @@ def value_bytes(value: Any) -> int:
     return len(value) if type(value) is bytes else memoryview(value).nbytes
 
 
-def encode(batch: RecordBatch) -> bytes:
-    """The record batch in wire form; values as `pack_value` gave them."""
+def encode(batch: RecordBatch, compression: Compression | None = None) -> bytes:
+    """The record batch in wire form, compressed if asked for and worth it; values as `pack_value` gave them."""
     count = len(batch.keys)
     if not 1 <= count <= MAX_MESSAGES:
         msg = f"a record batch holds 1 to {MAX_MESSAGES} messages, not {count}"
         raise ValueError(msg)
-    out = bytearray((VERSION, 0, count >> 8, count & 0xFF))
-    _encoder.encode_into(batch, out, HEADER_BYTES)
+    flags = HOLES if batch.holes else 0
+    out = bytearray((VERSION, flags, count >> 8, count & 0xFF))
+    _encoder.encode_into(batch if flags else batch[:5], out, HEADER_BYTES)
+    if compression is not None:
+        packed = compress(compression, memoryview(out)[HEADER_BYTES:])
+        if packed is not None:
+            return bytes((VERSION, flags | _FLAG_OF[compression], count >> 8, count & 0xFF)) + packed
     return bytes(out)
 
 
@@ -113,22 +135,32 @@ def count_of(data: bytes) -> int:
     return 1
 
 
+def compression_of(data: bytes) -> Compression | None:
+    """How the batch in `data` is compressed, for whoever writes it anew; None when it is not, or has no header."""
+    return _COMPRESSION_OF.get(data[1] & _PACKED) if len(data) >= HEADER_BYTES else None
+
+
 def decode(data: bytes) -> RecordBatch:
     """The batch in `data`. Raises CorruptData."""
     if len(data) < HEADER_BYTES:
         msg = f"a record batch of {len(data)} bytes has no header"
         raise CorruptData(msg)
-    if data[0] != VERSION or data[1] != 0:
-        msg = f"a record batch of version {data[0]}, flags {data[1]}: this shardq reads version {VERSION}, flags 0"
+    flags = data[1]
+    if data[0] != VERSION or flags > HOLES | _PACKED or flags & _PACKED == _PACKED:
+        msg = (
+            f"a record batch of version {data[0]}, flags {flags}: this shardq reads version {VERSION}, flags 1, 2 and 4"
+        )
         raise CorruptData(msg)
-    count = data[2] << 8 | data[3]
+    body: bytes | memoryview = memoryview(data)[HEADER_BYTES:]
+    if flags & _PACKED:
+        body = decompress(_COMPRESSION_OF[flags & _PACKED], body)
     try:
-        body = _decoder.decode(memoryview(data)[HEADER_BYTES:])
+        fields = (_decoder_with_holes if flags & HOLES else _decoder).decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError, ValueError, TypeError) as error:
         msg = f"a record batch does not decode: {error}"
         raise CorruptData(msg) from error
-    batch = RecordBatch(*body)
-    _check(batch, count)
+    batch = RecordBatch(*fields)
+    _check(batch, data[2] << 8 | data[3])
     return batch
 
 
@@ -144,6 +176,30 @@ def _check(batch: RecordBatch, count: int) -> None:
         if headers and any(type(value) not in (str, bytes) for value in headers.values()):
             msg = "a record batch holds a header that is neither str nor bytes"
             raise CorruptData(msg)
+    if batch.holes is not None:
+        _check_holes(batch, batch.holes)
+
+
+def _check_holes(batch: RecordBatch, holes: Sequence[int]) -> None:
+    if not holes or holes[0] < 0 or holes[-1] >= len(batch.keys) or any(a >= b for a, b in pairwise(holes)):
+        msg = "a record batch has deleted messages at places it does not have"
+        raise CorruptData(msg)
+    columns = [batch.keys, batch.values, batch.headers or [None] * len(batch.keys)]
+    if any(column[hole] is not None for column in columns for hole in holes):
+        msg = "a record batch still holds parts of a message that was deleted from it"
+        raise CorruptData(msg)
+
+
+def without(batch: RecordBatch, index: int) -> RecordBatch:
+    """The batch with the message at `index` deleted: its place stays, so that the others keep theirs. Raises IndexError
+    where it has no such place."""
+    holes = sorted({*(batch.holes or ()), range(len(batch.keys))[index]})
+    keys, values = list(batch.keys), list(batch.values)
+    headers = list(batch.headers) if batch.headers is not None else None
+    for column in (keys, values, headers):
+        if column is not None:
+            column[index] = None
+    return batch._replace(keys=keys, values=values, headers=headers, holes=holes)
 
 
 def foreign_value(fields: Sequence[bytes]) -> dict[str | bytes, bytes]:

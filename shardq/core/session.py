@@ -1,22 +1,36 @@
 """One owned shard, from the first fetch to the last commit: what is in flight, what the next step carries. Pure.
 
 Invariants (tests/core/test_session.py holds a model of the store to them):
-- Pending entries come first, from ID 0 in order; only when they are through, new ones are asked for.
-- An entry is acknowledged when each of its messages is finished; progress of the others is committed with each step.
+- What is handled later is known before any entry is fetched; pending entries come next, from ID 0 in order; only when
+  they are through, new ones are asked for.
+- An entry is acknowledged when each of its messages is finished or put off; progress of the others is committed with
+  each step. A message counts as gone from its entry only in the step that stores it elsewhere.
 - A step is built once and sent until it is answered; what it carries is dropped only when the store says it applied it.
 - After a step whose reply was lost, pending entries are read from ID 0 again, and those held already are skipped.
-- A message that can't be decoded is a dead letter with its bytes, never an endless loop.
+- A message that can't be decoded is a dead letter with its bytes, never an endless loop; one that was delivered
+  SUSPECT_DELIVERIES times without an outcome is put among those that are handled alone (core/later.py).
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
-
-import msgspec
 
 from shardq.core import records
+from shardq.core.effects import Effect
+from shardq.core.intake import (
+    build_messages,
+    dead_letter,
+    is_batch,
+    keep,
+    open_kept,
+    pack_progress,
+    pristine_value,
+    unpack_progress,
+)
+from shardq.core.lanes import lane_key
+from shardq.core.later import FATAL_GETS, MAX_ITEMS, SUSPECT_GETS, Later, key_tag
 from shardq.core.message import Batch, Message, Ownership
 from shardq.errors import CorruptData
 
@@ -27,119 +41,297 @@ Entry = tuple[bytes, Sequence[bytes]]
 STEP_BYTES = 2 * 1024 * 1024
 FIRST_ENTRIES = 16
 MAX_ENTRIES = 500
+ITEMS_AT_ONCE = 500
+SUSPECT_DELIVERIES = 3
 
-_DIGITS = bytes([48, 49]) + bytes(range(2, 256))
+
+@dataclass(slots=True)
+class Put:
+    """A message that is to be handled later: a new item (0) or one that is put back."""
+
+    item: int
+    wait_ms: int
+    gets: int
+    tag: bytes
+    record: bytes
+
+
+@dataclass(slots=True)
+class Move:
+    """A message on its way out of its entry: put off, or a dead letter."""
+
+    message: Message
+    put: Put | None = None
+    dead: bytes = b""
 
 
 @dataclass(slots=True)
 class Step:
-    """One step's content: fixed once built."""
+    """One step's content: fixed once built. `full` when it needs more of the shard's keys than the stream and
+    counters."""
 
     number: int
     cursor: str
     entries_max: int
+    known: int
+    full: bool
     acked: int
     retried: int
     finished: list[Batch]
     partial: list[tuple[Batch, bytes]]
     dead: list[tuple[int, bytes]]
+    puts: list[Put] = field(default_factory=list)
+    drops: list[int] = field(default_factory=list)
+    gets: list[int] = field(default_factory=list)
+    jobs: list[tuple[str, int, bytes]] = field(default_factory=list)
+    effects: list[tuple[Message, Effect]] = field(default_factory=list)
+    lanes: list[str | None] = field(default_factory=list)
+    seen: bytes | None = None
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What a step brought. `due_in_ms`: until a delayed message is due; None when none waits."""
+
+    entries: Sequence[Entry] = ()
+    progress: Sequence[bytes] = ()
+    next_item: int = 1
+    due_in_ms: int | None = None
+    marks: bytes = b""
+    now_ms: int = 0
+    items: Sequence[bytes] | None = None
+    records: Sequence[bytes] = ()
+
+
 class Session:
-    """What the owner of one shard holds. `bury_record` makes a dead letter of (entry, index or None, raw, error)."""
+    """What the owner of one shard holds. `describe(message, error)` makes a dead letter of a message."""
 
-    owner: Ownership
-    number: int
-    bury_record: Callable[[str, int | None, bytes, str], bytes]
-    cursor: str = FIRST
-    in_flight: dict[str, Batch] = field(default_factory=dict)
-    finished: list[Batch] = field(default_factory=list)
-    dead: list[tuple[int, bytes]] = field(default_factory=list)
-    acked: int = 0
-    retried: int = 0
-    outstanding: int = 0
-    messages_per_entry: float = 1.0
-    bytes_per_entry: float = 0.0
-    entries_cap: int = MAX_ENTRIES
+    def __init__(self, owner: Ownership, number: int, later: Later, describe: Callable[[Message, str], bytes]) -> None:
+        self.owner = owner
+        self._describe = describe
+        self.number = number
+        self.later = later
+        self.cursor = FIRST
+        self.loaded = False
+        self.marks: frozenset[tuple[str, int]] = frozenset()
+        self.marks_version = b""
+        self._seen: bytes | None = None
+        self.in_flight: dict[str, Batch] = {}
+        self.acked = self.retried = self.outstanding = 0
+        self.entries_cap = MAX_ENTRIES
+        self._finished: list[Batch] = []
+        self._dead: list[tuple[int, bytes]] = []
+        self._moves: deque[Move] = deque()
+        self._drops: list[int] = []
+        self._gets: list[int] = []
+        self._jobs: dict[str, tuple[int, bytes]] = {}
+        self._effects: list[tuple[Message, Effect]] = []
+        self._messages_per_entry = 1.0
+        self._bytes_per_entry = 0.0
 
     # -- handling --------------------------------------------------------------------------------------------
 
-    def finish(self, message: Message) -> None:
+    def finish(self, message: Message, now_s: float = 0.0) -> None:
         """The handler is through with the message."""
-        batch = message.batch
-        batch.done[message.index] = 1
-        batch.changed = True
-        batch.remaining -= 1
         self.acked += 1
         self.outstanding -= 1
-        if batch.remaining == 0:
-            self.finished.append(batch)
+        item = message.batch.item
+        if item:
+            self._drop(item, now_s)
+        else:
+            self._leave(message)
+        if self.owner.effects:
+            for effect in self.owner.effects.pop(message.id, ()):
+                self._effects.append((message, effect))
 
-    def finish_list(self, messages: list[Message]) -> None:
+    def finish_list(self, messages: list[Message], now_s: float = 0.0) -> None:
         """The handler is through with some or all messages of one batch."""
         batch = messages[0].batch
-        if len(messages) < batch.remaining:
+        if len(messages) < batch.remaining or batch.item or self.owner.effects:
             for message in messages:
-                self.finish(message)
+                self.finish(message, now_s)
             return
         batch.remaining = 0
         self.acked += len(messages)
         self.outstanding -= len(messages)
-        self.finished.append(batch)
+        self._finished.append(batch)
 
-    def bury(self, message: Message, record: bytes) -> None:
+    def _leave(self, message: Message) -> None:
+        batch = message.batch
+        batch.done[message.index] = 1
+        batch.changed = True
+        batch.remaining -= 1
+        if batch.remaining == 0:
+            self._finished.append(batch)
+
+    def put_off(self, message: Message, wait_s: float, error: str, now_s: float) -> None:
+        """The message failed and is tried again after `wait_s`."""
+        self.owner.effects.pop(message.id, None)
+        self.outstanding -= 1
+        self.retried += 1
+        record = keep(message, pristine_value(message), message.attempt + 1, error)
+        self._put(message, Put(message.batch.item, int(wait_s * 1000), 0, key_tag(message.key), record))
+        if message.batch.item:
+            self.later.put_back(message.batch.item, now_s + wait_s)
+
+    def park(self, message: Message) -> None:
+        """The message waits behind another one of its key that was put off."""
+        self.outstanding -= 1
+        self._put(message, Put(0, 0, 0, key_tag(message.key), keep(message, message.value, message.attempt, "")))
+
+    def _put(self, message: Message, put: Put) -> None:
+        self._moves.append(Move(message, put))
+        if not put.item:
+            self.later.expect(_lane_of(message))
+
+    def divert(self, messages: list[Message]) -> list[Message]:
+        """Parks those whose key is held; returns the others."""
+        free: list[Message] = []
+        for message in messages:
+            if message.batch.item or not self.later.holds(_lane_of(message)):
+                free.append(message)
+            else:
+                self.park(message)
+        return free
+
+    def bury(self, message: Message, record: bytes, now_s: float = 0.0) -> None:
         """The message's attempts are used up: `record` is kept as a dead letter with the next commit."""
-        self.finish(message)
-        self.acked -= 1
-        self.dead.append((1, record))
+        self.owner.effects.pop(message.id, None)
+        self.outstanding -= 1
+        self._moves.append(Move(message, dead=record))
+        if message.batch.item:
+            self.later.finish(message.batch.item, now_s)
+
+    def set_marks(self, version: bytes, marks: frozenset[tuple[str, int]]) -> None:
+        """The messages that are deleted as of this version: they are not handled any more, and the store is told so."""
+        self.marks_version, self.marks = version, marks
+        self._seen = version
+
+    def tell_job(self, job: str, keep_ms: int, record: bytes) -> None:
+        """The state of a tracked job, stored with the next commit."""
+        self._jobs[job] = (keep_ms, record)
 
     @property
     def uncommitted(self) -> bool:
-        return bool(self.acked or self.retried or self.finished or self.dead)
+        return bool(
+            self.acked or self.retried or self._finished or self._dead or self._moves or self._drops or self._jobs
+        )
 
     # -- committing and fetching -----------------------------------------------------------------------------
+
+    def ask(self, item_ids: list[int]) -> None:
+        """These items are fetched with the next step."""
+        self._gets += item_ids
+
+    @property
+    def hungry(self) -> bool:
+        """Whether a step is due for what it would bring besides entries."""
+        return bool(self._gets) or not self.loaded or self.later.behind or self._seen is not None
+
+    @property
+    def items_wanted(self) -> int:
+        """How many items may be asked for now: some go on however much is in hand, for they hold up their keys."""
+        return ITEMS_AT_ONCE - len(self._gets)
 
     def entries_wanted(self, messages_max: int) -> int:
         """Entries to ask for so that about `messages_max` messages are in hand; 0 when there are enough."""
         want = messages_max - self.outstanding
-        if want <= 0:
+        if want <= 0 or not self.loaded or len(self.later.items) >= MAX_ITEMS:
             return 0
-        if not self.bytes_per_entry:
+        if not self._bytes_per_entry:
             return min(FIRST_ENTRIES, self.entries_cap)
-        by_count = int(want / self.messages_per_entry) or 1
-        by_bytes = int(STEP_BYTES / self.bytes_per_entry) or 1
+        by_count = int(want / self._messages_per_entry) or 1
+        by_bytes = int(STEP_BYTES / self._bytes_per_entry) or 1
         return min(by_count, by_bytes, self.entries_cap)
 
     def next_step(self, entries_max: int) -> Step:
-        """The next step: everything finished so far, and a fetch of at most `entries_max` entries."""
+        """The next step: what is finished so far, as far as it fits, and a fetch of at most `entries_max` entries."""
         self.number += 1
+        puts, lanes = self._take_moves()
         partial = []
         for batch in self.in_flight.values():
             if batch.changed and batch.remaining:
                 partial.append((batch, pack_progress(batch.done)))
                 batch.changed = False
-        step = Step(self.number, self.cursor, entries_max, self.acked, self.retried, self.finished, partial, self.dead)
+        jobs = [(job, keep_ms, record) for job, (keep_ms, record) in self._jobs.items()]
+        extra = bool(puts or self._dead or self._drops or self._gets or jobs or self._effects)
+        step = Step(
+            self.number,
+            self.cursor,
+            entries_max,
+            self.later.known,
+            extra or not self.loaded or self.later.behind,
+            self.acked,
+            self.retried,
+            self._finished,
+            partial,
+            self._dead,
+            puts,
+            self._drops,
+            self._gets,
+            jobs,
+            self._effects,
+            lanes,
+            self._seen,
+        )
+        self._seen = None
         self.acked = self.retried = 0
-        self.finished, self.dead = [], []
+        self._finished, self._dead, self._drops, self._gets, self._effects = [], [], [], [], []
+        self._jobs = {}
         return step
+
+    def _take_moves(self) -> tuple[list[Put], list[str | None]]:
+        puts: list[Put] = []
+        lanes: list[str | None] = []
+        size = 0
+        while self._moves and size < STEP_BYTES:
+            move = self._moves.popleft()
+            item = move.message.batch.item
+            if move.put is not None:
+                puts.append(move.put)
+                size += len(move.put.record) + len(move.put.tag)
+                if not move.put.item:
+                    lanes.append(_lane_of(move.message))
+            else:
+                self._dead.append((1, move.dead))
+                size += len(move.dead)
+                if item:
+                    self._drops.append(item)
+            if not item:
+                self._leave(move.message)
+        return puts, lanes
 
     def applied(self, step: Step) -> None:
         """The store applied the step."""
         for batch in step.finished:
             self.in_flight.pop(batch.entry, None)
+        self.later.applied(step.lanes)
 
-    def reread(self) -> None:
+    def amend(self, step: Step, message: Message, record: bytes) -> None:
+        """The store refused an effect of `message` and applied nothing of the step: the message becomes a dead letter
+        in the same step, under a new number, for the refused one is used up."""
+        self.number += 1
+        step.number = self.number
+        step.effects = [pair for pair in step.effects if pair[0] is not message]
+        step.acked -= 1
+        step.dead.append((1, record))
+        step.full = True
+
+    def reread(self, step: Step, now_s: float) -> None:
         """A reply was lost: what it may have brought is pending, so look there first."""
         self.cursor = FIRST
+        self.later.ask_again(now_s)
+        self.later.next_item += len(step.lanes)  # its puts were applied: the index is to be read on
         # It may be the size of the answer that kept it from coming in time.
         self.entries_cap = max(1, self.entries_cap // 2)
 
-    def receive(self, step: Step, entries: Sequence[Entry], progress: Sequence[bytes]) -> list[list[Message]]:
+    def receive(self, step: Step, fetched: Fetched, now_s: float) -> list[list[Message]]:
         """Takes in what the step fetched; returns the messages to handle, in order, a list for each batch."""
+        self._learn_items(step, fetched, now_s)
+        entries, progress = fetched.entries, fetched.progress
         if step.cursor != NEW and step.entries_max:
             self.cursor = entries[-1][0].decode() if entries else NEW
-        batches: list[list[Message]] = []
+        batches = self._open_items(step, fetched, now_s)
         size = fresh = 0
         if entries:
             self.entries_cap = min(self.entries_cap * 2, MAX_ENTRIES)
@@ -153,28 +345,85 @@ class Session:
             size += sum(map(len, fields))
             fresh += 1
         if fresh:
-            self._learn(fresh, sum(map(len, batches)), size)
+            self._learn_sizes(fresh, sum(map(len, batches)), size)
         return batches
 
-    def _learn(self, entries: int, messages: int, size: int) -> None:
-        self.messages_per_entry = 0.5 * self.messages_per_entry + 0.5 * max(messages, 1) / entries
-        self.bytes_per_entry = max(size / entries, 0.5 * self.bytes_per_entry, 1.0)
+    def _learn_items(self, step: Step, fetched: Fetched, now_s: float) -> None:
+        if fetched.items is not None:
+            self.later.learn(fetched.items, fetched.next_item, fetched.now_ms, now_s)
+            self.loaded = self.loaded or not self.later.behind
+        elif fetched.next_item > self.later.next_item:
+            self.later.next_item = fetched.next_item  # a dead letter was replayed: the next step asks for it
 
-    def _open(self, entry: str, fields: Sequence[bytes], progress: bytes) -> list[Message]:
-        if len(fields) < 4 or fields[0] != b"at" or fields[2] != b"batch":
-            return self._open_foreign(entry, fields)
+    def _learn_sizes(self, entries: int, messages: int, size: int) -> None:
+        self._messages_per_entry = 0.5 * self._messages_per_entry + 0.5 * max(messages, 1) / entries
+        self._bytes_per_entry = max(size / entries, 0.5 * self._bytes_per_entry, 1.0)
+
+    # -- what is handled later -------------------------------------------------------------------------------
+
+    def _open_items(self, step: Step, fetched: Fetched, now_s: float) -> list[list[Message]]:
+        opened = (self._item(item, raw, now_s) for item, raw in zip(step.gets, fetched.records, strict=True))
+        return [[message] for message in opened if message is not None]
+
+    def _item(self, item: int, raw: bytes, now_s: float) -> Message | None:
+        self.later.got(item)
+        if not raw:  # it was deleted meanwhile
+            self.acked += 1
+            self._drop(item, now_s)
+            return None
+        gets = self.later.items[item].gets
+        try:
+            message, error = open_kept(self.owner, item, raw)
+        except CorruptData as broken:
+            self._give_up(item, dead_letter("", None, raw, str(broken)), now_s)
+            return None
+        if gets > FATAL_GETS:
+            error = f"its worker process died {gets - 1} times while handling it" + (
+                f"; before: {error}" if error else ""
+            )
+            self._give_up(item, self._describe(message, error), now_s)
+            return None
+        self.outstanding += 1
+        return message
+
+    def _give_up(self, item: int, record: bytes, now_s: float) -> None:
+        self._dead.append((1, record))
+        self._drop(item, now_s)
+
+    def _drop(self, item: int, now_s: float) -> None:
+        self._drops.append(item)
+        self.later.finish(item, now_s)
+
+    # -- entries ---------------------------------------------------------------------------------------------
+
+    def _open(self, entry: str, fields: Sequence[bytes], pending: bytes) -> list[Message]:
+        times, _, progress = pending.partition(b":")
+        if not is_batch(fields):
+            return self._suspect(times, self._open_foreign(entry, fields))
         raw = fields[3]
         try:
             decoded = records.decode(raw)
         except CorruptData as error:
             return self._set_aside(entry, records.count_of(raw), raw, str(error))
-        batch = Batch(self.owner, entry, len(decoded.keys))
+        batch = Batch(self.owner, entry, len(decoded.keys), raw)
         self.in_flight[entry] = batch
         messages = build_messages(decoded, batch)
         if progress:
             messages = self._resume(batch, messages, progress)
+        if decoded.holes or self.marks:
+            messages = self._without_deleted(messages, frozenset(decoded.holes or ()))
         self.outstanding += len(messages)
-        return messages
+        return self._suspect(times, messages)
+
+    def _suspect(self, times: bytes, messages: list[Message]) -> list[Message]:
+        """Messages that were delivered again and again without an outcome go where each is handled alone."""
+        if not times.isdigit() or int(times) < SUSPECT_DELIVERIES:
+            return messages
+        for message in messages:
+            self.outstanding -= 1
+            record = keep(message, message.value, message.attempt, "")
+            self._put(message, Put(0, 0, SUSPECT_GETS, key_tag(message.key), record))
+        return []
 
     def _resume(self, batch: Batch, messages: list[Message], progress: bytes) -> list[Message]:
         done = unpack_progress(progress, batch.count)
@@ -182,7 +431,18 @@ class Session:
         rest = [message for message in messages if not done[message.index]]
         batch.remaining = len(rest)
         if not rest:
-            self.finished.append(batch)
+            self._finished.append(batch)
+        return rest
+
+    def _without_deleted(self, messages: list[Message], holes: frozenset[int]) -> list[Message]:
+        """Deleted messages are finished unhandled."""
+        rest: list[Message] = []
+        for message in messages:
+            if message.index in holes or (message.batch.entry, message.index) in self.marks:
+                self.acked += 1
+                self._leave(message)
+            else:
+                rest.append(message)
         return rest
 
     def _open_foreign(self, entry: str, fields: Sequence[bytes]) -> list[Message]:
@@ -190,46 +450,20 @@ class Session:
             return self._set_aside(entry, 1, b"", "the entry was deleted while it was pending")
         batch = Batch(self.owner, entry, 1)
         self.in_flight[entry] = batch
-        self.outstanding += 1
-        return [Message(None, records.foreign_value(fields), None, 0, 0, batch)]
+        messages = [Message(None, records.foreign_value(fields), None, 0, 0, batch)]
+        if self.marks:
+            messages = self._without_deleted(messages, frozenset())
+        self.outstanding += len(messages)
+        return messages
 
     def _set_aside(self, entry: str, count: int, raw: bytes, error: str) -> list[Message]:
         batch = Batch(self.owner, entry, count)
         batch.remaining = 0
         self.in_flight[entry] = batch
-        self.finished.append(batch)
-        self.dead.append((count, self.bury_record(entry, None, raw, error)))
+        self._finished.append(batch)
+        self._dead.append((count, dead_letter(entry, None, raw, error)))
         return []
 
 
-def build_messages(decoded: records.RecordBatch, batch: Batch) -> list[Message]:
-    """One Message for each record of a batch."""
-    base, offsets, keys, values, headers = decoded
-    if offsets is None and headers is None:
-        return [
-            Message(key, value, None, base, index, batch)
-            for index, (key, value) in enumerate(zip(keys, values, strict=True))
-        ]
-    times = [base + offset for offset in offsets] if offsets is not None else repeat(base)
-    own = headers if headers is not None else repeat(None)
-    return list(map(Message, keys, values, own, times, range(len(keys)), repeat(batch)))
-
-
-def pack_progress(done: bytearray) -> bytes:
-    """One bit a message, the first message in the lowest bit of the first byte."""
-    # int() reads the flags as binary digits, highest first: one C call instead of a loop over a thousand flags.
-    number = int(done[::-1].translate(_DIGITS), 2)
-    return number.to_bytes((len(done) + 7) // 8, "little")
-
-
-def unpack_progress(progress: bytes, count: int) -> bytearray:
-    """The reverse of `pack_progress`. Bytes that don't fit the batch are no progress: handled again, never lost."""
-    if len(progress) != (count + 7) // 8:
-        return bytearray(count)
-    number = int.from_bytes(progress, "little")
-    return bytearray(number >> index & 1 for index in range(count))
-
-
-def dead_letter(entry: str, index: int | None, raw: bytes, error: str) -> bytes:
-    """The record of an entry that could not be read."""
-    return msgspec.msgpack.encode({"entry": entry, "index": index, "raw": raw, "error": error})
+def _lane_of(message: Message) -> str | None:
+    return lane_key(message.key) if message.key is not None else None

@@ -35,12 +35,38 @@ _OF_SHARDS: list[tuple[type[Metric], str, str, Callable[[ShardView], float]]] = 
     (CounterMetricFamily, "shardq_messages_appended", "Messages stored.", lambda shard: shard.appended),
     (CounterMetricFamily, "shardq_appended_bytes", "Bytes of record batches stored.", lambda shard: shard.bytes),
     (GaugeMetricFamily, "shardq_stream_entries", "Entries in the stream.", lambda shard: shard.entries),
+    (GaugeMetricFamily, "shardq_delayed_messages", "Messages that are not due yet.", lambda shard: shard.delayed),
+    (
+        CounterMetricFamily,
+        "shardq_messages_dropped",
+        "Messages dropped unfinished because the queue was full.",
+        lambda shard: shard.dropped,
+    ),
 ]
 _OF_GROUPS: list[tuple[type[Metric], str, str, Callable[[GroupView], float]]] = [
     (CounterMetricFamily, "shardq_messages_delivered", "Messages handed to a worker.", lambda group: group.delivered),
     (CounterMetricFamily, "shardq_messages_acked", "Messages handled and acknowledged.", lambda group: group.acked),
     (CounterMetricFamily, "shardq_messages_retried", "Handlings that failed and are repeated.", lambda g: g.retried),
     (CounterMetricFamily, "shardq_messages_dead", "Messages that became dead letters.", lambda group: group.dead),
+    (
+        CounterMetricFamily,
+        "shardq_messages_replayed",
+        "Dead letters handed back to be handled again.",
+        lambda group: group.replayed,
+    ),
+    (
+        CounterMetricFamily,
+        "shardq_messages_lost",
+        "Messages dropped because the queue was full, before the group got them.",
+        lambda group: group.lost,
+    ),
+    (GaugeMetricFamily, "shardq_dead_letters", "Dead letters kept now.", lambda group: group.dead_letters),
+    (
+        GaugeMetricFamily,
+        "shardq_waiting_messages",
+        "Messages waiting for their next try, or behind one of their key.",
+        lambda group: group.waiting,
+    ),
     (GaugeMetricFamily, "shardq_pel_entries", "Entries in the Pending Entries List.", lambda group: group.pel_entries),
     (
         GaugeMetricFamily,

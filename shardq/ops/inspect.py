@@ -25,6 +25,9 @@ class GroupView:
 
     backlog        stored and not finished
     pel_messages   of these, delivered: in an entry of the Pending Entries List, and not finished
+    waiting        of these, retries and what they hold back
+    dead           all that became dead letters; `dead_letters` is what is kept of them now
+    lost           dropped by a full queue before the group got it
     oldest_*_age   seconds since the oldest pending or unread entry was stored, by its node's clock; None: there is none
     """
 
@@ -32,6 +35,10 @@ class GroupView:
     acked: int
     retried: int
     dead: int
+    dead_letters: int
+    replayed: int
+    waiting: int
+    lost: int
     backlog: int
     pel_messages: int
     pel_entries: int
@@ -60,6 +67,8 @@ class ShardView:
     time_ms: int
     appended: int
     bytes: int
+    delayed: int
+    dropped: int
     entries: int
     groups: Mapping[str, GroupView]
 
@@ -168,6 +177,8 @@ def shard_view(queue: Queue, shard: int, counters: ShardCounters) -> ShardView:
         time_ms=counters.time_ms,
         appended=counters.appended,
         bytes=counters.bytes,
+        delayed=counters.delayed,
+        dropped=counters.dropped,
         entries=counters.entries,
         groups={name: group_view(group, counters) for name, group in sorted(counters.groups.items())},
     )
@@ -175,14 +186,18 @@ def shard_view(queue: Queue, shard: int, counters: ShardCounters) -> ShardView:
 
 def group_view(group: GroupCounters, shard: ShardCounters) -> GroupView:
     """One group's counters on a shard. Entries that other clients wrote count from the moment they are delivered."""
-    finished = group.acked + group.dead
+    finished = group.acked + group.dead - group.replayed
     return GroupView(
         delivered=group.delivered,
         acked=group.acked,
         retried=group.retried,
         dead=group.dead,
-        backlog=shard.appended + group.foreign - group.base - finished,
-        pel_messages=max(0, group.delivered - finished),
+        dead_letters=group.dead_letters,
+        replayed=group.replayed,
+        waiting=group.waiting,
+        lost=group.lost + group.skip,
+        backlog=shard.appended + group.foreign - group.base - finished - group.skip,
+        pel_messages=max(0, group.delivered - finished - group.waiting),
         pel_entries=group.pending_entries,
         oldest_pending_age_s=_age_s(group.oldest_pending, shard.time_ms),
         oldest_unread_age_s=_age_s(group.oldest_unread, shard.time_ms),
@@ -209,6 +224,10 @@ def _sum(parts: Sequence[GroupView]) -> GroupView:
         acked=sum(part.acked for part in parts),
         retried=sum(part.retried for part in parts),
         dead=sum(part.dead for part in parts),
+        dead_letters=sum(part.dead_letters for part in parts),
+        replayed=sum(part.replayed for part in parts),
+        waiting=sum(part.waiting for part in parts),
+        lost=sum(part.lost for part in parts),
         backlog=sum(part.backlog for part in parts),
         pel_messages=sum(part.pel_messages for part in parts),
         pel_entries=sum(part.pel_entries for part in parts),

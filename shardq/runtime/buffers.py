@@ -13,12 +13,16 @@ from typing import Any, Protocol
 import anyio
 
 from shardq.core import records
+from shardq.core.compression import Compression
 from shardq.core.records import Headers, Key
-from shardq.errors import ShardqError, StoreRefused, UnknownQueue
+from shardq.errors import QueueFull, ShardqError, StoreRefused, UnknownQueue
 from shardq.storage import calls
 from shardq.storage.cluster import Confirm, Packed
 from shardq.storage.keys import ShardKeys
 from shardq.storage.pipes import Pipes
+
+FULL_PAUSE_FIRST_S = 0.01
+FULL_PAUSE_LAST_S = 0.5
 
 
 class Owner(Protocol):
@@ -26,6 +30,7 @@ class Owner(Protocol):
 
     id: str
     confirm: Confirm | None
+    compression: Compression | None
     delivery_timeout_s: float
 
     @property
@@ -35,7 +40,7 @@ class Owner(Protocol):
 
     def restart(self, shard: ShardBuffer) -> None: ...
 
-    def ended(self, batch: PendingBatch, error: ShardqError | None, entry: str) -> None: ...
+    def ended(self, batch: PendingBatch, error: ShardqError | None, entries: tuple[str, ...]) -> None: ...
 
 
 class PendingBatch:
@@ -45,7 +50,7 @@ class PendingBatch:
         "bulk",
         "count",
         "done",
-        "entry",
+        "entries",
         "error",
         "finished",
         "headers",
@@ -71,10 +76,10 @@ class PendingBatch:
         self.done: anyio.Event | None = None
         self.finished = False
         self.bulk = False
-        self.entry = ""
+        self.entries: tuple[str, ...] = ()
         self.error: ShardqError | None = None
 
-    def encode(self) -> bytes:
+    def encode(self, compression: Compression | None = None) -> bytes:
         count, base = len(self.keys), self.marks[0][1]
         self.count = count
         offsets: list[int] | None = None
@@ -84,13 +89,45 @@ class PendingBatch:
             for (start, ms), end in zip(self.marks, ends, strict=True):
                 offsets += [ms - base] * (end - start)
         headers = [self.headers.get(index) for index in range(count)] if self.headers else None
-        return records.encode(records.RecordBatch(base, offsets, self.keys, self.values, headers))
+        return records.encode(records.RecordBatch(base, offsets, self.keys, self.values, headers), compression)
+
+    def pack(self, producer: Owner, sequence: int) -> Packed:
+        """The call that stores it."""
+        keys = self.shard.keys
+        data = self.encode(producer.compression)
+        return calls.pack_append(keys, producer.id, sequence, len(self.keys), data, producer.confirm)
+
+    def read(self, reply: Any) -> calls.Appended:
+        return calls.read_append(reply)
+
+    def id_of(self, index: int) -> str:
+        """The id of one of its messages, once it is stored."""
+        return f"{self.shard.id}/{self.entries[0]}/{index}"
 
     async def wait(self) -> None:
         if not self.finished:
             if self.done is None:
                 self.done = anyio.Event()
             await self.done.wait()
+
+
+class ConditionalBatch(PendingBatch):
+    """Messages of one shard that are each stored on a condition of their own: later, once, as a job. An entry each."""
+
+    __slots__ = ("items",)
+
+    def __init__(self, shard: ShardBuffer) -> None:
+        super().__init__(shard)
+        self.items: list[calls.Item] = []
+
+    def pack(self, producer: Owner, sequence: int) -> Packed:
+        return calls.pack_append_each(self.shard.keys, producer.id, sequence, self.items, producer.confirm)
+
+    def read(self, reply: Any) -> calls.Appended:
+        return calls.read_append(reply, each=self.count)
+
+    def id_of(self, index: int) -> str:
+        return f"{self.shard.id}/{self.entries[index]}/0"
 
 
 class ShardBuffer:
@@ -105,6 +142,7 @@ class ShardBuffer:
         self.deadline = 0.0
         self.sequence = 0
         self.busy = False
+        self.full_tries = 0
         self.closed: deque[PendingBatch] = deque()
         self.open = PendingBatch(self)
         self.current: PendingBatch | None = None
@@ -135,35 +173,62 @@ class ShardBuffer:
                 self.roll()
             batch = self.current = self.closed.popleft()
             self.sequence += 1
-            self.packed = calls.pack_append(
-                self.keys, self.producer.id, self.sequence, len(batch.keys), batch.encode(), self.producer.confirm
-            )
+            self.packed = batch.pack(self.producer, self.sequence)
         return self.packed
 
     def settle(self, reply: Any) -> None:
+        assert self.current is not None
         try:
-            appended = calls.read_append(reply)
+            appended = self.current.read(reply)
         except ShardqError as error:
-            self._end(error, "")
+            self._end(error, ())
             return
         if appended.status == "OK":
-            self._end(None, appended.entry)
+            self._end(None, appended.entries)
         elif appended.status == "MISSING":
-            self._end(UnknownQueue(calls.missing_shard(self.keys)), "")
+            self._end(UnknownQueue(calls.missing_shard(self.keys)), ())
+        elif appended.status == "FULL":
+            self._wait_for_room(blocks=appended.overflow != "reject")
         else:
             self._end(
-                StoreRefused(f"{self.keys.stream} takes no messages ({appended.status}): open the queue again"), ""
+                StoreRefused(f"{self.keys.stream} takes no messages ({appended.status}): open the queue again"), ()
             )
+
+    def _wait_for_room(self, *, blocks: bool) -> None:
+        """The shard is full: the same call is made again until there is room, or the delivery timeout is over."""
+        pause = min(FULL_PAUSE_FIRST_S * 2**self.full_tries, FULL_PAUSE_LAST_S)
+        if blocks and anyio.current_time() + pause < self.deadline:
+            self.full_tries += 1
+            self.producer.pipes.submit_after(self, pause)
+            return
+        msg = f"{self.keys.stream} is full: its slowest group is max_backlog messages behind; add workers, or raise it"
+        self._end(QueueFull(msg), ())
 
     def fail(self, error: ShardqError) -> None:
         if self.current is None:  # given up before it was ever written: no master owned the slot
             self.pack()
-        self._end(error, "")
+        self._end(error, ())
 
-    def _end(self, error: ShardqError | None, entry: str) -> None:
+    def _end(self, error: ShardqError | None, entries: tuple[str, ...]) -> None:
         batch, self.current, self.packed = self.current, None, None
         assert batch is not None
-        self.busy = False
-        self.producer.ended(batch, error, entry)
+        self.busy, self.full_tries = False, 0
+        self.producer.ended(batch, error, entries)
         if self.closed or self.open.keys:
             self.producer.restart(self)
+
+    def add_conditional(self, item: calls.Item, size: int, now_s: float, most: int) -> tuple[ConditionalBatch, bool]:
+        """Puts a message with a condition behind all there are; the batch it is in, and whether that is a new one."""
+        if self.open.keys:
+            self.roll()
+        last = self.closed[-1] if self.closed else None
+        fresh = not isinstance(last, ConditionalBatch) or len(last.items) >= most
+        batch = ConditionalBatch(self) if fresh else last
+        assert isinstance(batch, ConditionalBatch)
+        if fresh:
+            batch.opened_monotonic_s = now_s
+            self.closed.append(batch)
+        batch.items.append(item)
+        batch.count += 1
+        batch.size += size
+        return batch, fresh

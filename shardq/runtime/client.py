@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal, Unpack
 
 import anyio
 from anyio.abc import TaskGroup
 
+from shardq.core import records
+from shardq.core.compression import check_available
+from shardq.core.hashing import key_hash
+from shardq.core.jobs import job_place
+from shardq.core.queue_settings import QueueSettings, SettingsChange
+from shardq.core.records import Headers, Key
 from shardq.core.routing import RoutingTable
+from shardq.core.schedule import Missed, Schedule
 from shardq.core.slots import key_slot
-from shardq.errors import ClosedError, QueueMismatch, UnknownQueue, UsageError
+from shardq.core.values import KeyOf, ValueType
+from shardq.errors import ClosedError, MessageTooLarge, UsageError
+from shardq.runtime import broadcast, schedules
+from shardq.runtime.broadcast import Notices
+from shardq.runtime.dead import DeadLetters
+from shardq.runtime.declaring import change_settings, declare_or_join, open_shards
+from shardq.runtime.delete import delete_message
+from shardq.runtime.groups import GroupInfo, Groups, Position, starts_of
+from shardq.runtime.jobs import Job
 from shardq.runtime.producer import Producer
+from shardq.runtime.removal import remove_queue
 from shardq.runtime.tasks import task_group
 from shardq.storage import calls, counters, safety
 from shardq.storage.cluster import Cluster, Confirm, confirm_fsync, confirm_replicas, pack_command
@@ -22,17 +38,30 @@ from shardq.storage.pipes import Pipes
 
 # Well under PRODUCER_IDLE_MS in scripts/common.lua: a retry must find the sequence it repeats.
 LONGEST_DELIVERY_S = 1800
+FIRST_ENTRY, LAST_ENTRY = "0-0", "18446744073709551615-18446744073709551615"
+MAX_MESSAGE_BYTES = 1024 * 1024
 
 Durability = Literal["leader", "replica", "fsync"]
+
+DEFAULT_SETTINGS = QueueSettings()
 
 
 class Queue:
     """A declared queue: its routing table and the names of its keys. Get one from `Client.queue`."""
 
-    def __init__(self, client: Client, keys: Keys, table: RoutingTable) -> None:
+    def __init__(
+        self,
+        client: Client,
+        keys: Keys,
+        table: RoutingTable,
+        settings: QueueSettings = DEFAULT_SETTINGS,
+        values: ValueType | None = None,
+    ) -> None:
         self.client = client
         self.keys = keys
         self.table = table
+        self.values = values
+        self._settings = settings
         self.name = keys.queue
         self.shards: dict[int, ShardKeys] = {shard.id: keys.shard(shard.id, shard.tag) for shard in table.shards}
 
@@ -43,7 +72,7 @@ class Queue:
         replicas: int = 1,
         max_batch_messages: int = 1000,
         max_batch_bytes: int = 256 * 1024,
-        max_message_bytes: int = 1024 * 1024,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
         max_buffered_bytes: int = 32 * 1024 * 1024,
         delivery_timeout: float = 120.0,
     ) -> Producer:
@@ -72,25 +101,160 @@ class Queue:
                 f"delivery_timeout is at most {LONGEST_DELIVERY_S} s: a producer's sequence is forgotten after an hour"
             )
             raise UsageError(msg)
+        check_available(self._settings.compression)
         confirm = self.client.confirm(durability, replicas)
         return Producer(
             self.client.cluster,
             self.table,
             self.shards,
             confirm,
-            min(max_batch_messages, 65535),
+            min(max_batch_messages, 65535, self._settings.share_of_backlog(len(self.shards)) or 65535),
             max_batch_bytes,
             max_message_bytes,
             max_buffered_bytes,
             delivery_timeout,
+            queue=self.name,
+            client_pipes=lambda: self.client.pipes,
+            compression=self._settings.compression,
+            values=self.values,
+            jobs=self._settings.jobs,
         )
 
-    async def open_group(self, group: str) -> None:
-        """Registers a consumer group on every shard; safe to repeat. It reads from the first stored message."""
-        check_name("group", group)
+    # -- settings --------------------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> QueueSettings:
+        """The queue's settings as they were when this process joined it or last changed them."""
+        return self._settings
+
+    @property
+    def convert(self) -> Callable[[Any], Any] | None:
+        """What makes a value of the declared type of what was carried, or raises InvalidValue; None without a type."""
+        return self.values.convert if self.values is not None and self.values.kind is not None else None
+
+    async def change(self, **settings: Unpack[SettingsChange]) -> QueueSettings:
+        """Changes settings of the queue, those that are named (see `Client.queue`), and returns all of them.
+
+        Bounds hold at once for everybody; `compression` and `jobs` for producers made after their process joined the
+        queue again. Safe to repeat; repeat it if it fails half way. Raises UsageError, UnknownQueue.
+        """
+        known = await change_settings(self.client.pipes, self.keys, self.shards.values(), settings)
+        self._settings = known.settings
+        return known.settings
+
+    async def delete(self, *, force: bool = False) -> None:
+        """Deletes the queue: its messages, groups, dead letters, schedules, settings. Nothing brings them back.
+
+        What handlers keep on the shards (`message.local_key`) stays. Raises UnknownQueue when it is deleted already,
+        and GroupInUse while workers hold shards or are members of a group, before anything was changed; `force` is for
+        workers that were killed. Producers that are open get UnknownQueue. If the call fails half way, repeat it.
+        """
+        await remove_queue(self.client.pipes, self.keys, self.shards, force=force)
+
+    # -- groups ----------------------------------------------------------------------------------------------
+
+    async def open_group(self, group: str, start: Position = "earliest") -> bool:
+        """Registers a consumer group on every shard; false when it was there. Safe to repeat.
+
+        start   where a new group begins (a group that exists stays where it is, whatever `start` says):
+                "earliest": the first message that is stored
+                "latest": the messages appended from now on
+                an aware datetime, or Unix seconds: the first entry stored at or after it, by its shard's clock; the end
+                of the queue for a time to come
+                a message id (`message.id`, or what `send` returned): that message on its shard; on the others what was
+                stored from that entry's millisecond on
+        """
+        return await self._groups.open(check_name("group", group), start)
+
+    async def groups(self) -> list[GroupInfo]:
+        """Every consumer group of the queue with its backlog, dead letters, leases and workers."""
+        return await self._groups.list_all()
+
+    async def reset_group(self, group: str, to: Position, *, force: bool = False) -> int:
+        """Puts a group at another position (see `start` of `open_group`), back or forth; returns how many messages
+        there are from there on. It goes back as far as messages are stored: a queue that does not retain finished
+        messages keeps only those that some group has not finished.
+
+        Messages that were in hand, waited for a retry or were held back by one are given up in favour of the new
+        position; dead letters stay. Raises UnknownGroup, and GroupInUse while workers hold any of its shards, before
+        anything was changed. `force` takes the leases away: the workers are told, take them anew and go on from the new
+        position; what they were handling then is handled again where it lies behind that. Each shard is put there
+        atomically, one by one; if the call fails half way, repeat it.
+        """
+        return await self._groups.reset(check_name("group", group), to, force=force)
+
+    async def delete_group(self, group: str, *, force: bool = False) -> None:
+        """Deletes a group with its position, retries, dead letters, leases and members. Messages stay for the others.
+
+        Raises UnknownGroup when there is no such group, and GroupInUse while workers hold any of its shards or are its
+        members, before anything was changed; `force` is for workers that were killed: one that runs opens its group
+        again. If the call fails half way, repeat it.
+        """
+        await self._groups.delete(check_name("group", group), force=force)
+
+    # -- single messages -------------------------------------------------------------------------------------
+
+    def job(self, job_id: str) -> Job:
+        """A tracked job of this queue by its id. Raises UsageError for what is no id of this queue."""
+        queue, shard = job_place(job_id)
+        if queue != self.name or shard not in self.shards:
+            msg = f"job {job_id} is not of queue {self.name!r}: ask client.queue({queue!r}) for it"
+            raise UsageError(msg)
+        return Job(lambda: self.client.pipes, self.shards[shard], job_id)
+
+    async def delete_message(self, message_id: str, *, timeout: float = 30.0) -> bool:  # noqa: ASYNC109
+        """Deletes one message for good, by its id (`message.id`, or what `send` returned): no group handles it any
+        more, unless its handler runs right now, and its bytes leave Redis, those of its retries and dead letters too.
+        The others of its batch stay as they are.
+
+        Returns true when the bytes are gone; false when some group has not finished the others of its batch: then they
+        go as soon as all have. Raises UsageError when it is not stored (any more), StoreTimeout when a worker did not
+        confirm in `timeout` seconds.
+        """
+        return await delete_message(self.client.pipes, self.shards, message_id, timeout)
+
+    async def trim(self, before: Position) -> int:
+        """Gives up what is kept of finished messages stored before a position (see `start` of `open_group`); returns
+        how many entries went. What some group has not finished stays, whatever `before` says."""
+        limits = {"earliest": FIRST_ENTRY, "latest": LAST_ENTRY}
+        starts = starts_of(before, self.shards)
+        gone: list[int] = []
+
+        async def trim_one(shard: int) -> None:
+            entry = limits.get(starts[shard].entry, starts[shard].entry)
+            gone.append(await calls.trim(self.client.pipes, self.shards[shard], entry))
+
         async with task_group() as tasks:
-            for shard in self.shards.values():
-                tasks.start_soon(calls.open_group, self.client.pipes, shard, group)
+            for shard in self.shards:
+                tasks.start_soon(trim_one, shard)
+        return sum(gone)
+
+    def dead_letters(self, group: str) -> DeadLetters:
+        """The dead letters of a group: to read, replay, purge."""
+        return DeadLetters(self.client.pipes, self.shards, group)
+
+    def place_of(self, key: Key) -> ShardKeys:
+        """The keys of the shard that messages of this key go to; without a key, of the first shard."""
+        return (
+            self.shards[self.table.shard_for(key_hash(key)).id] if key is not None else next(iter(self.shards.values()))
+        )
+
+    def local_key(self, name: str, key: Key) -> str:
+        """The Redis key that `message.local_key(name)` names for messages of this key, to be read from outside."""
+        return self.place_of(key).data(name)
+
+    def encode_one(self, key: Key, value: Any, headers: Headers | None, now_ms: int) -> bytes:
+        """A record batch of one message, for `tx.send`. Raises InvalidKey, InvalidValue, MessageTooLarge."""
+        own = [records.check_headers(headers)] if headers else None
+        data = records.encode(records.RecordBatch(now_ms, None, [key], [records.pack_value(value)], own))
+        if len(data) > MAX_MESSAGE_BYTES:
+            msg = f"a message of {len(data)} bytes is larger than {MAX_MESSAGE_BYTES}: send a reference instead"
+            raise MessageTooLarge(msg)
+        return data
+
+    @property
+    def _groups(self) -> Groups:
+        return Groups(self.client.pipes, self.keys, self.shards)
 
     async def counters(self, groups: Sequence[str] | None = None) -> dict[int, counters.ShardCounters]:
         """The counters of every shard, and of the named groups (default: every registered one)."""
@@ -117,6 +281,8 @@ class Client:
         self.cluster = Cluster(url)
         self._stack: contextlib.AsyncExitStack | None = None
         self._pipes: Pipes | None = None
+        self._tasks: TaskGroup | None = None
+        self._values: dict[str, ValueType] = {}
 
     async def __aenter__(self) -> Client:
         if self._stack is not None:
@@ -130,6 +296,7 @@ class Client:
             tasks: TaskGroup = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
             self._pipes = Pipes(self.cluster, tasks)
+            self._tasks = tasks
             stack.callback(self._pipes.close)
             self._stack = stack.pop_all()
         return self
@@ -137,7 +304,7 @@ class Client:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        stack, self._stack, self._pipes = self._stack, None, None
+        stack, self._stack, self._pipes, self._tasks = self._stack, None, None, None
         assert stack is not None
         # Without the block's own error: a task group that sees it would hand it on inside an ExceptionGroup.
         await stack.aclose()
@@ -148,6 +315,14 @@ class Client:
             msg = "this client is not open: use it inside `async with client:`"
             raise ClosedError(msg)
         return self._pipes
+
+    @property
+    def tasks(self) -> TaskGroup:
+        """Where what lives as long as the client runs; it must not raise."""
+        if self._tasks is None:
+            msg = "this client is not open: use it inside `async with client:`"
+            raise ClosedError(msg)
+        return self._tasks
 
     def confirm(self, durability: str | None, replicas: int = 1) -> Confirm | None:
         """What a write waits for at this durability; None is the master's own answer."""
@@ -168,26 +343,44 @@ class Client:
                 msg = f"durability {other!r} is not one of 'leader', 'replica', 'fsync'"
         raise UsageError(msg)
 
-    async def queue(self, name: str, *, shards: int | None = None) -> Queue:
+    async def queue(
+        self,
+        name: str,
+        *,
+        shards: int | None = None,
+        type: Any = None,
+        key: KeyOf | None = None,
+        **settings: Unpack[SettingsChange],
+    ) -> Queue:
         """Declares the queue `name` with `shards` shards, or joins the one that exists.
 
-        Raises UnknownQueue when it does not exist and `shards` is not given, QueueMismatch when it has another number.
+        retention     how long messages stay that every group has finished: "done" (not at all, the default), a time
+                      since they were stored ("7d", "12h", "30m", "45s"), or while the queue is smaller than a size
+                      ("10GB", "512MB")
+        max_backlog   messages in the whole queue that the slowest group has not finished, at most; None: no bound
+        overflow      what a send does beyond it: "block" (waits, the default), "reject" (raises QueueFull),
+                      "drop-oldest" (makes room by dropping the oldest messages, whoever still wanted them)
+        compression   None, "zlib" or "zstd": how producers compress what they send
+        jobs          True: every message is a tracked job
+        type, key     known to this client only: the type of the values (a Struct, dataclass, TypedDict, anything that
+                      msgspec converts to), and the field that is a message's key or a function from value to key.
+                      Producers then refuse other values and take the key from the value; workers of this client hand
+                      out values of the type. They are remembered until the client joins the queue with others
+
+        A queue that exists keeps the settings that are not named. Raises UnknownQueue when it does not exist and
+        `shards` is not given, QueueMismatch when it has other shards or settings than those named, UsageError for what
+        is wrong.
         """
         keys = Keys(self.prefix, name)
-        table = await self._stored_table(keys)
-        if table is None:
-            if shards is None:
-                msg = f"queue {name!r} does not exist: declare it with client.queue({name!r}, shards=N)"
-                raise UnknownQueue(msg)
-            wanted = RoutingTable.equal(shards)
-            _, data = await calls.declare(self.pipes, keys, wanted.version, wanted.to_bytes())
-            table = RoutingTable.from_bytes(data)
-        if shards is not None and len(table.shards) != shards:
-            msg = f"queue {name!r} has {len(table.shards)} shards, not {shards}: join it with client.queue({name!r})"
-            raise QueueMismatch(msg)
-        queue = Queue(self, keys, table)
+        values = ValueType(type, key) if type is not None or key is not None else self._values.get(name)
+        known = await declare_or_join(self.pipes, keys, shards, settings)
+        if values is not None:
+            self._values[name] = values
+        queue = Queue(self, keys, known.table, known.settings, values)
         if shards is not None:
-            await self._open_shards(queue)
+            await open_shards(self.pipes, queue.shards.values(), known)
+            registered = registry(self.prefix)
+            await self.pipes.command(key_slot(registered.encode()), pack_command("SADD", registered, name))
         return queue
 
     async def queue_names(self) -> list[str]:
@@ -196,16 +389,90 @@ class Client:
         names = await self.pipes.command(key_slot(key.encode()), pack_command("SMEMBERS", key))
         return sorted(name.decode() for name in names)
 
-    async def _stored_table(self, keys: Keys) -> RoutingTable | None:
-        data = await self.pipes.command(keys.control_slot, pack_command("HGET", keys.routing, "table"))
-        return RoutingTable.from_bytes(data) if data is not None else None
+    # -- schedules -------------------------------------------------------------------------------------------
 
-    async def _open_shards(self, queue: Queue) -> None:
-        async with task_group() as tasks:
-            for shard in queue.shards.values():
-                tasks.start_soon(calls.open_shard, self.pipes, shard)
-        key = registry(self.prefix)
-        await self.pipes.command(key_slot(key.encode()), pack_command("SADD", key, queue.name))
+    async def broadcast(self, channel: str, value: Any) -> None:
+        """Tells `value` to everyone who listens right now to `channel`, or to a pattern it matches; it is not stored.
+
+        channel  1 to 256 printable characters; it need not be declared
+        value    bytes, str, or what msgpack carries, at most 1 MiB of it
+
+        Each listener gets it once at most. Returned means that Redis has it, not that anybody listened. Raises
+        UsageError (the channel), InvalidValue, MessageTooLarge, or StoreError: when `outcome_unknown` is set some may
+        have been told, and a second try may tell them twice.
+        """
+        await broadcast.broadcast(self.pipes, self.prefix, channel, value)
+
+    def listen(
+        self, *channels: str, patterns: Iterable[str] = (), timeout: float = 10.0, buffer: int = 10_000
+    ) -> Notices:
+        """Listens to channels, and to every channel that one of the patterns matches, while it is entered.
+
+            async with client.listen("prices", patterns=["user:*"]) as notices:
+                async for notice in notices:
+                    if isinstance(notice, shardq.Missed): ...   # some may be missing here: read the state anew
+                    else: ...                                   # notice.channel, notice.value
+
+        patterns  glob patterns as Redis has them: * ? [ab] [^a] [a-z], a backslash takes away a meaning. They match
+                  bytes of UTF-8: a ? is no match for a character beyond ASCII
+        timeout   seconds within which every subscription must stand; entering raises StoreUnavailable otherwise
+        buffer    notices that wait for a slow reader; beyond them, or 64 MiB, the oldest are dropped and a Missed
+                  stands in their place
+
+        What is broadcast after it was entered comes, once at most, and what one sender broadcast on one channel in its
+        order (for patterns: unless the channel's slot moves in between). Where something may have been lost a Missed
+        stands among the notices, as soon as the subscription stands again. `notices.complete` tells whether all do.
+        Raises UsageError here for bad channels, patterns and limits; StoreRefused on entering, or later while
+        iterating, when the user may not subscribe.
+        """
+        return Notices(self, channels, patterns, timeout, buffer)
+
+    async def schedule(
+        self,
+        queue: str,
+        name: str,
+        cron: str,
+        *,
+        key: Key = None,
+        value: Any = None,
+        headers: Headers | None = None,
+        timezone: str = "UTC",
+        missed: Missed = "last",
+    ) -> Schedule:
+        """From now on `queue` gets a message at every tick of `cron`, once. Returns the schedule as it stands.
+
+        Safe to repeat: what stands already goes on; another definition of that name takes its place.
+
+        name      of the schedule, unique in the queue
+        cron      minute, hour, day of month, month, day of week; a sixth field in front of them are seconds
+        timezone  whose clocks `cron` means, as "Europe/Berlin"
+        key, value, headers   of each message; its headers say `shardq-schedule` and `shardq-tick` (ISO time) besides
+        missed    ticks at which no worker or coordinator of the queue was up: "last" (only the latest is sent, with
+                  their number less one in the header `shardq-missed`), "all" (each, the latest 1000) or "skip" (none
+                  that is over a minute late)
+
+        The leader of any group of the queue sends, by the clock of its machine: with no worker and no coordinator
+        nothing is sent. Raises UnknownQueue, UsageError, InvalidKey, InvalidValue, MessageTooLarge (over 64 KiB).
+        """
+        wanted = schedules.make_schedule(
+            name, cron, key=key, value=value, headers=headers, timezone=timezone, missed=missed
+        )
+        return await self.put_schedule(queue, wanted)
+
+    async def put_schedule(self, queue: str, schedule: Schedule) -> Schedule:
+        """`schedule` for one that is made already."""
+        joined = await self.queue(queue)
+        return await schedules.put(self.pipes, joined.keys, joined.table, schedule, self.confirm(None))
+
+    async def unschedule(self, queue: str, name: str) -> bool:
+        """Removes a schedule; false when there was none. When this returned, it sends nothing any more."""
+        joined = await self.queue(queue)
+        return await schedules.remove(self.pipes, joined.keys, joined.table, name, self.confirm(None))
+
+    async def schedules(self, queue: str) -> list[Schedule]:
+        """The schedules of a queue, by name."""
+        joined = await self.queue(queue)
+        return await schedules.read(self.pipes, joined.keys)
 
 
 def connect(url: str, *, prefix: str = "shardq") -> Client:

@@ -20,6 +20,7 @@ from shardq.core.lease import Trust, Watch
 from shardq.core.plan import Plan
 from shardq.errors import CorruptData, StoreError, UsageError
 from shardq.runtime.coordinator import Coordinator
+from shardq.runtime.scheduler import Scheduler
 from shardq.runtime.settings import WorkerSettings
 from shardq.storage import control
 from shardq.storage.keys import Keys, ShardKeys
@@ -61,6 +62,7 @@ class Member:
         self._leading = False
         self._trust = Trust(settings.leader_lease_s, -1e9)
         self._coordinator = Coordinator(pipes=pipes, keys=keys, group=group, shards=shards, settings=settings)
+        self._scheduler = Scheduler(pipes=pipes, keys=keys, leads=lambda: self.leads)
         self._nudged = anyio.Event()
 
     @property
@@ -78,6 +80,8 @@ class Member:
 
     async def run(self) -> None:
         async with anyio.create_task_group() as self._tasks:
+            # Beside the heartbeats: whatever it waits for does not hold them up.
+            self._tasks.start_soon(self._scheduler.run)
             await self._keep_beating()
 
     async def _keep_beating(self) -> None:

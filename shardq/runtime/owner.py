@@ -12,13 +12,17 @@ Invariants:
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable
 
 import anyio
 
+from shardq.core.jobs import DEAD
 from shardq.core.lease import Trust, Watch
 from shardq.core.session import NEW, Step
 from shardq.errors import CorruptData, LeaseLost, ShardqError, StoreError, StoreTimeout
+from shardq.runtime.delete import read_marks, redact_marked
+from shardq.runtime.failures import dead_record_of
 from shardq.runtime.runners import Runners
 from shardq.runtime.settings import WorkerSettings
 from shardq.runtime.shard import OwnedShard
@@ -30,6 +34,9 @@ from shardq.storage.pipes import Pipes
 _log = logging.getLogger("shardq")
 
 PAUSE_AFTER_ERROR_S = 1.0
+FULL_PAUSE_S = 0.1
+TIDY_EVERY_S = 30.0
+PROMOTE_AT_ONCE = 500
 HEIR_PATIENCE_S = 2.0
 
 
@@ -156,16 +163,20 @@ class ShardOwner:
                 continue
             if reply.status == "OK":
                 self.claimed_from = ""
-                return OwnedShard(
+                held = OwnedShard(
                     self._queue,
                     self._group,
                     self.shard,
                     reply.epoch,
                     self._nonce,
-                    reply.step,
-                    Trust(self._settings.lease_s, sent),
-                    self._runners.ready,
+                    keys=self._keys,
+                    step=reply.step,
+                    trust=Trust(self._settings.lease_s, sent),
+                    ready=self._runners.ready,
+                    by_key=self._settings.ordering == "key",
                 )
+                held.tidy_at_monotonic_s = sent + random.uniform(1, TIDY_EVERY_S)
+                return held
             ours = False  # whatever else the answer is, it says that this worker does not hold it
             pause = self._settings.claim_poll_s
             if reply.status == "HELD":
@@ -213,6 +224,9 @@ class ShardOwner:
                 if held.running == 0 and not held.session.uncommitted:
                     return await self._hand_over(held, heir_ready)
                 self._hurry(held, now - drain_from)
+            if not held.draining:
+                await self._keep_time(held, now)
+                self._ask_for_items(held, now)
             pause = self._until_due(held, now, stepped_at, caught_up)
             if pause > 0:
                 await self._rest(held, pause, 0 if caught_up else buffer // 2)
@@ -221,17 +235,23 @@ class ShardOwner:
             limit = 0 if held.draining else held.session.entries_wanted(buffer)
             stepped, content = await self._step(held, limit, renew=caught_up or now >= held.trust.renew_at_monotonic_s)
             if limit:
-                caught_up = content.cursor == NEW and not stepped.entries and not stepped.repeated
+                caught_up = content.cursor == NEW and not stepped.fetched.entries and stepped.status == "OK"
             heir_ready = bool(stepped.heir)
 
     def _until_due(self, held: OwnedShard, now: float, stepped_at: float, caught_up: bool) -> float:
         """Seconds until the next step is due by itself; 0 when it is now."""
         session, settings = held.session, self._settings
-        fetch = not caught_up and not held.draining and session.outstanding <= settings.buffer_messages // 2
+        buffer = settings.buffer_messages
+        fetch = not held.draining and (
+            session.hungry
+            or (not caught_up and session.outstanding <= buffer // 2 and session.entries_wanted(buffer) > 0)
+        )
         last_commit = session.uncommitted and (session.outstanding == 0 or (held.draining and held.running == 0))
         if fetch or last_commit:
             return 0.0
         due = held.trust.renew_at_monotonic_s
+        if not held.draining:
+            due = min(due, now + session.later.due_in_s(now), held.promote_at_monotonic_s)
         if session.outstanding or session.uncommitted:
             commit = max(
                 stepped_at + settings.commit_interval_s,
@@ -252,19 +272,85 @@ class ShardOwner:
             await held.awake.wait()
         held.wake_at = -1
 
+    def _ask_for_items(self, held: OwnedShard, now: float) -> None:
+        """Those that are due now come with the next step."""
+        session = held.session
+        if session.later.due_in_s(now) <= 0 and session.items_wanted > 0:
+            session.ask(session.later.take_due(now, session.items_wanted, lambda: self._runners.may_run_alone(held)))
+
+    async def _keep_time(self, held: OwnedShard, now: float) -> None:
+        """Moves delayed messages that are due into the stream; now and then forgets what has had its time."""
+        try:
+            if now >= held.promote_at_monotonic_s:
+                moved, next_ms = await calls.promote(
+                    self._pipes, self._keys, most=PROMOTE_AT_ONCE, timeout_s=self._settings.lease_s / 3
+                )
+                held.promoted(now, next_ms)
+                self._rung = self._rung or moved > 0
+            if now >= held.tidy_at_monotonic_s:
+                more = await calls.tidy(self._pipes, self._keys, timeout_s=self._settings.lease_s / 3)
+                held.tidy_at_monotonic_s = now + (0.0 if more else TIDY_EVERY_S * random.uniform(0.8, 1.2))
+                if held.marked:
+                    await redact_marked(self._pipes, self._keys, held.marked)
+        except (StoreError, CorruptData) as error:
+            # Steps come first: this is tried again when they have had their turn.
+            _log.warning("shard %d of %s: can't look after what is due: %s", self.shard, self._queue, error)
+            held.promote_at_monotonic_s = max(held.promote_at_monotonic_s, now + PAUSE_AFTER_ERROR_S)
+            held.tidy_at_monotonic_s = now + TIDY_EVERY_S
+
     async def _step(self, held: OwnedShard, limit: int, *, renew: bool) -> tuple[calls.Stepped, Step]:
         """One step, sent until it is answered; hands what it brought to the runners."""
         session = held.session
         content = session.next_step(limit)
         stepped, sent = await self._send(held, content, renew=renew)
+        while stepped.status in ("EFFECT", "FULL"):
+            if stepped.status == "EFFECT":
+                self._refuse(held, content, stepped)
+            else:
+                await self._wait_for_room(held, content)
+            renew = True
+            stepped, sent = await self._send(held, content, renew=renew)
         session.applied(content)
         if renew:
             self._runners.resume(held, held.renewed(sent))
-        if stepped.repeated:
-            session.reread()
+        if stepped.status == "OK" and stepped.fetched.marks != session.marks_version:
+            await self._load_marks(held)
+        now = anyio.current_time()
+        if stepped.status == "REPEAT":
+            session.reread(content, now)
         else:
-            self._runners.deliver(held, session.receive(content, stepped.entries, stepped.progress))
+            held.due_in(now, stepped.fetched.due_in_ms)
+            self._runners.deliver(held, session.receive(content, stepped.fetched, now))
         return stepped, content
+
+    async def _load_marks(self, held: OwnedShard) -> None:
+        """Before anything that the step brought is handled; tried until it is answered, like the step itself."""
+        while True:
+            try:
+                held.set_marks(*await read_marks(self._pipes, self._keys, timeout_s=self._settings.lease_s))
+            except (StoreError, CorruptData) as error:
+                _log.warning("shard %d of %s: can't read what was deleted: %s", self.shard, self._queue, error)
+                await anyio.sleep(PAUSE_AFTER_ERROR_S)
+            else:
+                return
+
+    def _refuse(self, held: OwnedShard, content: Step, stepped: calls.Stepped) -> None:
+        """Redis refused an effect: nobody but its author can mend that, so its message is a dead letter."""
+        if not 1 <= stepped.effect <= len(content.effects):
+            msg = f"shard {self.shard} of {self._queue}: the store refused an effect that was not sent"
+            raise CorruptData(msg)
+        message, effect = content.effects[stepped.effect - 1]
+        error = f"Redis refused {effect.command} on {effect.key}: {stepped.why}"
+        _log.error("message %s (key %r) is a dead letter: %s", message.id, message.key, error)
+        held.session.amend(content, message, dead_record_of(message, error))
+        held.tell_job(message, DEAD, error=error)
+
+    async def _wait_for_room(self, held: OwnedShard, content: Step) -> None:
+        """A queue that this step sends to is full: everything waits until its workers have made room."""
+        if self.leaving and not held.trust.trusted(anyio.current_time() + self._settings.lease_s / 2):
+            msg = f"shard {self.shard} of {self._queue}: left without its last commit, a queue it sends to is full"
+            raise LeaseLost(msg)
+        await anyio.sleep(FULL_PAUSE_S)
 
     async def _send(self, held: OwnedShard, content: Step, *, renew: bool) -> tuple[calls.Stepped, float]:
         """Sends one step until it is answered; returns the answer and when the answered try began."""

@@ -15,8 +15,9 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import AsyncIterable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack
+from datetime import datetime, timedelta
 from itertools import islice
 from types import TracebackType
 from typing import Any
@@ -26,9 +27,13 @@ import anyio.lowlevel
 import mmh3
 
 from shardq.core import records
+from shardq.core.compression import Compression
+from shardq.core.conditions import JOB_KEEP_S, Condition, condition, seconds
 from shardq.core.hashing import key_hash
+from shardq.core.jobs import QUEUED, JobState, encode_state, job_headers
 from shardq.core.records import Headers, Key
 from shardq.core.routing import RoutingTable
+from shardq.core.values import ValueType
 from shardq.errors import (
     ClosedError,
     InvalidKey,
@@ -39,6 +44,8 @@ from shardq.errors import (
     UsageError,
 )
 from shardq.runtime.buffers import PendingBatch, ShardBuffer
+from shardq.runtime.jobs import Job, new_job_id
+from shardq.storage import calls
 from shardq.storage.cluster import Cluster, Confirm
 from shardq.storage.keys import ShardKeys
 from shardq.storage.pipes import Pipes
@@ -48,6 +55,7 @@ _log = logging.getLogger("shardq")
 CHUNK = 2000
 CHUNK_PER_SHARD = 8  # with many shards a larger chunk, or each call would carry but a few messages
 CHUNK_BYTES = 1024 * 1024
+CONDITIONAL_MESSAGES = 200
 _SURROGATES = "a str key has surrogates that UTF-8 can't carry: send the key as bytes instead"
 MESSAGE_OVERHEAD_BYTES = 8
 
@@ -66,9 +74,19 @@ class Producer:
         max_message_bytes: int,
         max_buffered_bytes: int,
         delivery_timeout_s: float,
+        *,
+        queue: str,
+        client_pipes: Callable[[], Pipes],
+        compression: Compression | None = None,
+        values: ValueType | None = None,
+        jobs: bool = False,
     ) -> None:
         self.id = secrets.token_hex(8)
         self.confirm = confirm
+        self.compression = compression
+        self._values = values
+        self._job_ms = int(JOB_KEEP_S * 1000) if jobs else 0
+        self._queue_name, self._client_pipes = queue, client_pipes
         self.delivery_timeout_s = delivery_timeout_s
         self._cluster = cluster
         self._table = table
@@ -130,7 +148,7 @@ class Producer:
         finally:
             for batch in list(self._unsettled):
                 # Whoever still waits for a send must not wait for ever.
-                self.ended(batch, StoreTimeout("the producer was closed with this message under way"), "")
+                self.ended(batch, StoreTimeout("the producer was closed with this message under way"), ())
             if self._space is not None:
                 self._space.set()
 
@@ -146,42 +164,94 @@ class Producer:
         """Bytes of the messages that are neither stored nor given up."""
         return self._buffered_bytes
 
-    async def send(self, value: Any, *, key: Key = None, headers: Headers | None = None) -> str:
+    async def send(
+        self,
+        value: Any,
+        *,
+        key: Key = None,
+        headers: Headers | None = None,
+        delay: float | timedelta | None = None,
+        at: float | datetime | None = None,
+        dedupe_id: str | None = None,
+        dedupe_window: float | timedelta | None = None,
+    ) -> str:
         """Sends one message and returns its id when it is stored.
 
-        Raises InvalidKey, InvalidValue, MessageTooLarge (nothing was sent) or a StoreError; where that has
-        `outcome_unknown`, the message may be stored. A send that is cancelled may be stored too.
+        delay, at       handled not before so many seconds from now, or that time (Unix seconds or an aware datetime),
+                        by the clock of the shard's server. The message takes its place among those of its key when it
+                        is due; the id returned, `<shard>/d<n>/0`, is its name until then
+        dedupe_id       a second message with this id and key is not stored: the first one's id is returned. Without a
+                        key the id decides the shard
+        dedupe_window   seconds the id is remembered (600)
+
+        Where the queue was joined with a type and a key (see Client.queue), the value must be of that type, and the key
+        is taken from it unless one is given.
+
+        Raises InvalidKey, InvalidValue, MessageTooLarge, UsageError (nothing was sent) or a StoreError; where that has
+        `outcome_unknown`, the message may be stored. QueueFull is raised at once with overflow="reject", else when
+        there was no room before the delivery timeout. A send that is cancelled may be stored too.
         """
-        batch, index = await self._put(key, value, headers)
+        if self._values is not None:
+            key = self._checked_key(key, value)
+        if delay is None and at is None and dedupe_id is None and dedupe_window is None and not self._job_ms:
+            batch, index = await self._put(key, value, headers)
+        else:
+            wanted = condition(delay, at, dedupe_id, dedupe_window)
+            batch, index, _ = await self._put_conditional(key, value, headers, wanted, self._job_ms)
+        return await self._stored(batch, index)
+
+    async def submit(
+        self,
+        value: Any,
+        *,
+        key: Key = None,
+        headers: Headers | None = None,
+        delay: float | timedelta | None = None,
+        at: float | datetime | None = None,
+        keep: float | timedelta = JOB_KEEP_S,
+    ) -> Job:
+        """Sends one message as a tracked job: its state and what its handler returns can be asked for, until `keep`
+        seconds after the last change. Else like `send`."""
+        if self._values is not None:
+            key = self._checked_key(key, value)
+        wanted, keep_ms = condition(delay, at, None, None), max(1, int(seconds("keep", keep) * 1000))
+        batch, index, job_id = await self._put_conditional(key, value, headers, wanted, keep_ms)
+        job = Job(self._client_pipes, batch.shard.keys, job_id)
+        job.message_id = await self._stored(batch, index)
+        return job
+
+    async def _stored(self, batch: PendingBatch, index: int) -> str:
         await batch.wait()
         if batch.error is not None:
             if not batch.bulk:
                 self._unreported.pop(batch, None)
             raise batch.error
-        return f"{batch.shard.id}/{batch.entry}/{index}"
+        return batch.id_of(index)
 
-    async def send_many(self, pairs: Iterable[tuple[Key, Any]] | AsyncIterable[tuple[Key, Any]]) -> int:
-        """Sends (key, value) pairs, in order per key, and returns their number when all are stored.
+    async def send_many(self, messages: Iterable[Any] | AsyncIterable[Any]) -> int:
+        """Sends messages, in order per key, and returns their number when all are stored.
 
-        Memory stays within `max_buffered_bytes` however many there are. When a batch fails no more pairs are taken and
-        NotStored says how many are not (known to be) stored. A pair that can't be sent raises as in `send`, once all
+        `messages` gives (key, value) pairs; where the queue was joined with a key (see Client.queue), it gives values.
+        Memory stays within `max_buffered_bytes` however many there are. When a batch fails no more are taken and
+        NotStored says how many are not (known to be) stored. A message that can't be sent raises as in `send`, once all
         before it are stored; a note on the error says how many those are.
         """
         failures: list[PendingBatch] = []
         self._bulk_failures.append(failures)
         try:
-            sent = await self._send_pairs(pairs)
+            sent = await self._send_all(messages)
             await self.flush()
             self._raise_lost(failures)
             return sent
         finally:
             self._bulk_failures = [other for other in self._bulk_failures if other is not failures]
 
-    async def _send_pairs(self, pairs: Iterable[tuple[Key, Any]] | AsyncIterable[tuple[Key, Any]]) -> int:
-        sent, failed = 0, self._failed_batches
+    async def _send_all(self, messages: Iterable[Any] | AsyncIterable[Any]) -> int:
+        sent, failed, values = 0, self._failed_batches, self._values
         try:
-            if isinstance(pairs, AsyncIterable):
-                async for key, value in pairs:
+            if isinstance(messages, AsyncIterable):
+                async for item in messages:
+                    key, value = item if values is None else values.pair(item)
                     batch, _ = await self._put(key, value, None)
                     batch.bulk = True
                     sent += 1
@@ -190,7 +260,7 @@ class Producer:
                     if self._failed_batches != failed:
                         break
             else:
-                source, more = iter(pairs), True
+                source, more = iter(messages) if values is None else map(values.pair, messages), True
                 while more and self._failed_batches == failed:
                     before = self._put_messages
                     try:
@@ -228,6 +298,12 @@ class Producer:
 
     # -- filling batches -------------------------------------------------------------------------------------
 
+    def _checked_key(self, key: Key, value: Any) -> Key:
+        """The key given, or the value's own. Raises InvalidValue for a value of another type, InvalidKey."""
+        assert self._values is not None
+        self._values.check(value)
+        return self._values.key_of(value) if key is None else key
+
     async def _put(self, key: Key, value: Any, headers: Headers | None) -> tuple[PendingBatch, int]:
         await self._wait_for_space()
         packed = records.pack_value(value)
@@ -247,6 +323,33 @@ class Producer:
         shard.close_full()
         shard.start()
         return batch, index
+
+    async def _put_conditional(
+        self, key: Key, value: Any, headers: Headers | None, wanted: Condition, job_ms: int = 0
+    ) -> tuple[PendingBatch, int, str]:
+        """Like `_put`, in a batch of messages that are each stored on a condition; with `job_ms` also as a job."""
+        await self._wait_for_space()
+        shard = self._shard_of(wanted.once if key is None and wanted.once else key)
+        packed = records.pack_value(value)
+        own = dict(records.check_headers(headers)) if headers else None
+        now_ms, job, state = time.time_ns() // 1_000_000, "", b""
+        if job_ms:
+            job = new_job_id(self._queue_name, shard.id)
+            own = dict(job_headers(own, job, job_ms))
+            state = encode_state(JobState(job, QUEUED, self._queue_name, "", 0, now_ms, now_ms))
+        alone = records.RecordBatch(now_ms, None, [key], [packed], [own] if own else None)
+        data = records.encode(alone)
+        self._check_size(len(data))
+        if self.compression is not None:
+            data = records.encode(alone, self.compression)
+        item = calls.Item(data, wanted.when, wanted.once, wanted.window_ms, job, job_ms, state)
+        size = len(data) + len(state) + MESSAGE_OVERHEAD_BYTES
+        batch, fresh = shard.add_conditional(item, size, anyio.current_time(), CONDITIONAL_MESSAGES)
+        if fresh:
+            self._unsettled.add(batch)
+        self._buffered_bytes += size
+        shard.start()
+        return batch, batch.count - 1, job
 
     def _put_chunk(self, source: Iterator[tuple[Key, Any]]) -> bool:
         """Takes a chunk of pairs; false when there are no more. The hot loop: about 0.4 us a message."""
@@ -349,9 +452,9 @@ class Producer:
         """Whether a batch takes no more messages."""
         return batch.size > self._max_batch_bytes or len(batch.keys) >= self._max_batch_messages
 
-    def ended(self, batch: PendingBatch, error: ShardqError | None, entry: str) -> None:
+    def ended(self, batch: PendingBatch, error: ShardqError | None, entries: tuple[str, ...]) -> None:
         """A batch was stored, or given up."""
-        batch.entry, batch.error, batch.finished = entry, error, True
+        batch.entries, batch.error, batch.finished = entries, error, True
         batch.keys, batch.values, batch.headers = [], [], None
         self._unsettled.discard(batch)
         self._buffered_bytes -= batch.size

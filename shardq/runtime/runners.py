@@ -4,35 +4,37 @@ Invariants:
 - A handler starts only while its shard's lease is trusted by this process's own clock; when trust ends, running
   handlers of the shard are cancelled. Their messages wait, and go on here if the lease turns out to be ours still.
 - A message of a lost or draining shard is dropped unhandled: it is pending in Redis, its next owner handles it.
-- A handler's exception never ends a runner: the message is tried again later, its key waits; then it is a dead letter.
+- A handler's exception never ends a runner: the message is handled later, or it is a dead letter.
+- One suspect (core/later.py) runs at a time in the whole process.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
 import itertools
 import logging
-import traceback
+import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from time import monotonic, time_ns
-from typing import cast
+from time import monotonic
+from typing import Any, cast
 
 import anyio
 import anyio.lowlevel
-import msgspec
 from anyio.abc import TaskGroup
 
+from shardq.core import jobs
 from shardq.core.message import Message
+from shardq.core.retry import Reject, RetryLater
+from shardq.errors import InvalidValue
+from shardq.runtime.failures import asked_to_stop, dead_record, own_cancellation, text_of
 from shardq.runtime.settings import WorkerSettings
 from shardq.runtime.shard import OwnedShard
 
-Handler = Callable[[Message], Awaitable[object]]
-BatchHandler = Callable[[Sequence[Message]], Awaitable[object]]
+Handler = Callable[[Message], Awaitable[Any]]
+BatchHandler = Callable[[Sequence[Message]], Awaitable[Any]]
 
 YIELD_AFTER_S = 0.005
-RETRY_FIRST_S = 0.1
 BATCH_MESSAGES = 1000
 
 _log = logging.getLogger("shardq")
@@ -47,33 +49,39 @@ class _Runner:
 
 
 class Runners:
-    """Common part: the tasks, the clock of trust, failures and retries. `deliver` is how messages come in."""
+    """Common part: the tasks, the clock of trust, failures. `deliver` is how messages come in."""
 
-    def __init__(self, settings: WorkerSettings, count: int) -> None:
+    # Where messages that may be handled now are put, by the lanes of every shard; None where lists are handled.
+    ready: deque[Message] | None = None
+
+    def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
-        self._runners = [_Runner() for _ in range(count)]
-        # Messages that may be handled now, oldest first; the lanes of every shard put theirs here.
-        self.ready: deque[Message] = deque()
+        self._runners = [_Runner() for _ in range(settings.concurrency)]
         self._idle: list[anyio.Event] = []
-        self._later: list[tuple[float, int, OwnedShard, list[Message]]] = []
-        self._order = itertools.count()
-        self._later_changed = anyio.Event()
+        self._alone: OwnedShard | None = None
 
     def start(self, tasks: TaskGroup) -> None:
         for runner in self._runners:
             tasks.start_soon(self._keep_serving, runner)
-        tasks.start_soon(self._retry_later)
 
     def deliver(self, shard: OwnedShard, batches: list[list[Message]]) -> None:
         """Messages just fetched, in order."""
         raise NotImplementedError
 
     def resume(self, shard: OwnedShard, messages: list[Message]) -> None:
-        """Messages that were stopped, or failed, and are to be handled (again) now."""
+        """Messages that were stopped and are to be handled now."""
         raise NotImplementedError
 
     async def _serve(self, runner: _Runner) -> None:
         raise NotImplementedError
+
+    def may_run_alone(self, shard: OwnedShard) -> bool:
+        """Whether no suspect is being handled in this process; then `shard` may hand out one."""
+        holder = self._alone
+        if holder is not None and not holder.lost and holder.session.later.alone is not None:
+            return False
+        self._alone = shard
+        return True
 
     def interrupt(self, shard: OwnedShard) -> None:
         """Cancels what runs for the shard: its lease is not trusted any more, or lost."""
@@ -101,110 +109,58 @@ class Runners:
             with anyio.CancelScope() as runner.scope:
                 await self._serve(runner)
 
-    # -- failures --------------------------------------------------------------------------------------------
+    # -- outcomes --------------------------------------------------------------------------------------------
 
-    def failed(self, shard: OwnedShard, messages: list[Message], error: Exception) -> bool:
-        """The handler raised: tried again later, or dead letters when the tries are used up; true in that case."""
+    def failed(self, shard: OwnedShard, messages: list[Message], error: Exception) -> None:
+        """The handler raised: its messages are tried again later, or dead letters."""
         if shard.lost:
-            return False
-        again: list[Message] = []
-        what = _text(lambda: repr(error))
+            return
+        what = text_of(error)
         for message in messages:
-            if message.attempt > self._settings.retries:
+            wait_s = self._wait_s(message, error)
+            if wait_s is None:
                 _log.error(
-                    "message %s (key %r) failed %d times and is a dead letter now: %s",
+                    "message %s (key %r) is a dead letter after %d tries: %s",
                     message.id,
                     message.key,
                     message.attempt,
                     what,
                 )
+                shard.tell_job(message, jobs.DEAD, error=what)
                 shard.bury(message, dead_record(message, error))
-            else:
-                _log.warning(
-                    "message %s (key %r) failed, try %d of %d: %s",
-                    message.id,
-                    message.key,
-                    message.attempt,
-                    self._settings.retries + 1,
-                    what,
-                    exc_info=error,
-                )
-                message.attempt += 1
-                shard.session.retried += 1
-                again.append(message)
-        if again:
-            pause = RETRY_FIRST_S * 2 ** (again[0].attempt - 2)
-            heapq.heappush(self._later, (monotonic() + pause, next(self._order), shard, again))
-            self._later_changed.set()
-        return not again
-
-    async def _retry_later(self) -> None:
-        while True:
-            pause = self._later[0][0] - monotonic() if self._later else float("inf")
-            if pause > 0:
-                with anyio.move_on_after(pause):
-                    await self._later_changed.wait()
-                self._later_changed = anyio.Event()
                 continue
-            _, _, shard, messages = heapq.heappop(self._later)
-            self.resume(shard, messages)
+            _log.warning(
+                "message %s (key %r) failed, try %d of %d, again in %.3g s: %s",
+                message.id,
+                message.key,
+                message.attempt,
+                self._settings.retry.attempts,
+                wait_s,
+                what,
+                exc_info=error,
+            )
+            shard.tell_job(message, jobs.RETRYING, error=what)
+            shard.put_off(message, wait_s, what)
 
-
-def asked_to_stop() -> bool:
-    """Whether a CancelledError just caught was asked for from outside; else the handler met some cancelled task."""
-    task = asyncio.current_task()
-    return task is None or task.cancelling() > 0
-
-
-def own_cancellation(error: BaseException) -> Exception:
-    failure = RuntimeError("the handler awaited something that was cancelled")
-    failure.__cause__ = error
-    return failure
-
-
-def _text(make: Callable[[], str]) -> str:
-    """A user's exception in words: its own __repr__ may fail, its text may hold what UTF-8 can't carry."""
-    try:
-        return make().encode(errors="backslashreplace").decode()
-    except Exception as error:
-        return f"<{type(error).__name__} while describing the failure>"
-
-
-def dead_record(message: Message, error: Exception) -> bytes:
-    """What is kept of a message that failed: all that a replay needs, and why it failed."""
-    try:
-        return _dead_record(message, message.value, error)
-    except (TypeError, ValueError, OverflowError, RecursionError):
-        # The handler put something into the value that msgpack can't carry; the entry's id still says which it was.
-        return _dead_record(message, _text(lambda: repr(message.value)), error)
-
-
-def _dead_record(message: Message, value: object, error: Exception) -> bytes:
-    return msgspec.msgpack.encode(
-        {
-            "id": message.id,
-            "key": message.key,
-            "value": value,
-            "headers": message.headers,
-            "sent_at_ms": message.sent_at_ms,
-            "attempts": message.attempt,
-            "failed_at_ms": time_ns() // 1_000_000,
-            "error": _text(lambda: repr(error))[:2000],
-            "traceback": _text(lambda: "".join(traceback.format_exception(error)))[-8000:],
-        }
-    )
+    def _wait_s(self, message: Message, error: Exception) -> float | None:
+        """Seconds until the next try; None when there is none."""
+        retry = self._settings.retry
+        if message.attempt >= retry.attempts or isinstance(error, (Reject, InvalidValue)):
+            return None
+        return error.delay if isinstance(error, RetryLater) else retry.delay_s(message.attempt, random.random())
 
 
 class MessageRunners(Runners):
     """`handler`: one message at a time per key, different keys side by side, `concurrency` in all."""
 
     def __init__(self, settings: WorkerSettings, handler: Handler) -> None:
-        super().__init__(settings, settings.concurrency)
+        super().__init__(settings)
         self._handler = handler
+        self.ready: deque[Message] = deque()
 
     def deliver(self, shard: OwnedShard, batches: list[list[Message]]) -> None:
         for messages in batches:
-            shard.lanes.add(messages)
+            shard.admit(messages)
         self.wake(len(self.ready))
 
     def resume(self, shard: OwnedShard, messages: list[Message]) -> None:
@@ -227,6 +183,9 @@ class MessageRunners(Runners):
             if now_s >= shard.trusted_until_monotonic_s:
                 shard.suspended.append(message)
                 continue
+            if shard.marked and shard.is_deleted(message):
+                shard.finish(message)
+                continue
             runner.shard = shard
             shard.running += 1
             try:
@@ -234,20 +193,21 @@ class MessageRunners(Runners):
                     # Handlers that never wait must not starve renewals.
                     yielded_s = now_s
                     await anyio.lowlevel.checkpoint()
-                await handler(message)
+                if message.headers is not None:
+                    shard.tell_job(message, jobs.RUNNING)
+                result = await handler(message)
             except Exception as error:
-                if self.failed(shard, [message], error):
-                    shard.lanes.done(message.key)
+                self.failed(shard, [message], error)
             except asyncio.CancelledError as error:
                 if asked_to_stop():
+                    shard.effects.pop(message.id, None)
                     shard.suspended.append(message)
                     raise
-                if self.failed(shard, [message], own_cancellation(error)):
-                    shard.lanes.done(message.key)
+                self.failed(shard, [message], own_cancellation(error))
             else:
+                if message.headers is not None:
+                    shard.tell_job(message, jobs.DONE, result=result)
                 shard.finish(message)
-                if not shard.lost:
-                    shard.lanes.done(message.key)
             finally:
                 runner.shard = None
                 shard.stopped()
@@ -257,7 +217,7 @@ class BatchRunners(Runners):
     """`batch_handler`: lists of messages of one shard, in order, one list at a time per shard."""
 
     def __init__(self, settings: WorkerSettings, handler: BatchHandler) -> None:
-        super().__init__(settings, settings.concurrency)
+        super().__init__(settings)
         self._handler = handler
         self._waiting: dict[OwnedShard, deque[list[Message]]] = {}
         self._ready_shards: deque[OwnedShard] = deque()
@@ -278,7 +238,7 @@ class BatchRunners(Runners):
     def resume(self, shard: OwnedShard, messages: list[Message]) -> None:
         if not messages:  # a renewal that nothing waited for: the shard may be with a runner right now
             return
-        # A failed list goes first again: order within the shard.
+        # A list that was stopped goes first again: order within the shard.
         by_batch = [list(group) for _, group in itertools.groupby(messages, key=lambda message: message.batch)]
         waiting = self._waiting.setdefault(shard, deque())
         waiting.extendleft(reversed(by_batch))
@@ -286,11 +246,26 @@ class BatchRunners(Runners):
         self.wake(1)
 
     def _take(self, shard: OwnedShard) -> list[list[Message]]:
-        waiting, count = self._waiting[shard], 0
+        """The next list, as the batches it is made of. Retries come in ever shorter lists, so that at last the one
+        message that makes them fail is alone; new messages and retries are never in one list."""
+        waiting, count, most = self._waiting[shard], 0, BATCH_MESSAGES
         taken: list[list[Message]] = []
-        while waiting and (not taken or count + len(waiting[0]) <= BATCH_MESSAGES):
-            taken.append(waiting.popleft())
-            count += len(taken[-1])
+        while waiting and (not taken or count + len(waiting[0]) <= most):
+            first = waiting[0][0]
+            if taken and bool(first.batch.item) != bool(taken[0][0].batch.item):
+                break
+            batch = waiting.popleft()
+            if first.batch.item:
+                suspect = shard.session.later.alone == first.batch.item
+                most = min(most, 1 if suspect else max(1, BATCH_MESSAGES >> 3 * (first.attempt - 1)))
+            elif shard.session.later.holding:
+                batch = shard.session.divert(batch)
+            if shard.marked:
+                shard.finish_list([[message] for message in batch if shard.is_deleted(message)])
+                batch = [message for message in batch if not shard.is_deleted(message)]
+            if batch:
+                taken.append(batch)
+                count += len(batch)
         return taken
 
     async def _serve(self, runner: _Runner) -> None:
@@ -305,7 +280,7 @@ class BatchRunners(Runners):
             taken = self._take(shard)
             messages = list(itertools.chain.from_iterable(taken))
             if not messages:
-                del self._waiting[shard]
+                self._next(shard)
                 continue
             if monotonic() >= shard.trusted_until_monotonic_s:
                 shard.suspended.extend(messages)
@@ -316,15 +291,20 @@ class BatchRunners(Runners):
                 await anyio.lowlevel.checkpoint()
                 await self._handler(messages)
             except Exception as error:
-                if self.failed(shard, messages, error):
-                    self._next(shard)
+                self.failed(shard, messages, error)
+                self._next(shard)
             except asyncio.CancelledError as error:
                 if asked_to_stop():
+                    for message in messages:
+                        shard.effects.pop(message.id, None)
                     shard.suspended.extend(messages)
                     raise
-                if self.failed(shard, messages, own_cancellation(error)):
-                    self._next(shard)
+                self.failed(shard, messages, own_cancellation(error))
+                self._next(shard)
             else:
+                for message in messages:
+                    if message.headers is not None:
+                        shard.tell_job(message, jobs.DONE)
                 shard.finish_list(taken)
                 self._next(shard)
             finally:

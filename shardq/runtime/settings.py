@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+from shardq.core.retry import Retry
 from shardq.errors import UsageError
+
+DEFAULT_RETRY = Retry()
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +19,8 @@ class WorkerSettings:
     concurrency      messages handled at a time in this process
     buffer_messages  messages held of one shard at most, about
     drain_limit_s    how long a stopping worker waits for its running handlers before it cancels them
-    retries          how often a failing message is tried again before it becomes a dead letter
+    retry            when a failing message is tried again, and when it becomes a dead letter
+    ordering         "key": messages of a key wait for each other; "none": nothing waits for anything
     """
 
     lease_s: float = 5.0
@@ -23,7 +28,8 @@ class WorkerSettings:
     concurrency: int = 32
     buffer_messages: int = 2000
     drain_limit_s: float = 25.0
-    retries: int = 5
+    retry: Retry = DEFAULT_RETRY
+    ordering: Literal["key", "none"] = "key"
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -32,11 +38,17 @@ class WorkerSettings:
             ("concurrency", 1),
             ("buffer_messages", 1),
             ("drain_limit_s", 0),
-            ("retries", 0),
         ):
             if getattr(self, name) < least:
                 msg = f"{name.removesuffix('_s')} must be at least {least}, not {getattr(self, name)}"
                 raise UsageError(msg)
+
+        if self.ordering not in ("key", "none"):
+            msg = f"ordering is 'key' or 'none', not {self.ordering!r}"
+            raise UsageError(msg)
+        if type(self.retry) is not Retry:
+            msg = f"retry is a shardq.Retry(...), not {self.retry!r}"
+            raise UsageError(msg)
 
     @property
     def heartbeat_s(self) -> float:

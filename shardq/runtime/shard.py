@@ -5,34 +5,85 @@ messages and by the loop that commits them (runtime/owner.py). Does no I/O.
 from __future__ import annotations
 
 from collections import deque
+from time import monotonic, time_ns
+from typing import Any
 
 import anyio
 
-from shardq.core.lanes import Lanes
+from shardq.core import jobs
+from shardq.core.lanes import Lanes, lane_key
+from shardq.core.later import Later
 from shardq.core.lease import Trust
 from shardq.core.message import Message, Ownership
-from shardq.core.session import Session, dead_letter
+from shardq.core.session import Session
+from shardq.runtime.failures import dead_record_of
+from shardq.storage.keys import ShardKeys
+
+PROMOTE_PAUSE_S = 0.01  # so much at least lies between two moves: what becomes due meanwhile goes together
 
 
 class OwnedShard(Ownership):
     """From acquire to loss. `lost` and `draining` only ever turn true; runners drop messages of such a shard unhandled:
-    they are pending in Redis, and the next owner handles them."""
+    they are pending in Redis, and the next owner handles them.
 
-    __slots__ = ("awake", "draining", "lanes", "running", "session", "suspended", "trust", "wake_at")
+    ready    where messages that may be handled now are put; None when whole lists are handled, which need no lanes
+    by_key   whether messages of one key wait for each other
+    """
+
+    __slots__ = (
+        "awake",
+        "draining",
+        "keys",
+        "lanes",
+        "marked",
+        "promote_at_monotonic_s",
+        "promoted_at_monotonic_s",
+        "ready",
+        "running",
+        "session",
+        "suspended",
+        "tidy_at_monotonic_s",
+        "trust",
+        "wake_at",
+    )
 
     def __init__(
-        self, queue: str, group: str, shard: int, epoch: int, nonce: str, step: int, trust: Trust, ready: deque[Message]
+        self,
+        queue: str,
+        group: str,
+        shard: int,
+        epoch: int,
+        nonce: str,
+        *,
+        keys: ShardKeys,
+        step: int,
+        trust: Trust,
+        ready: deque[Message] | None,
+        by_key: bool,
     ) -> None:
-        super().__init__(queue, group, shard, epoch, nonce)
+        super().__init__(queue, group, shard, epoch, nonce, keys.slot)
+        self.keys = keys
         self.trust = trust
         self.trusted_until_monotonic_s = trust.until_monotonic_s
-        self.session = Session(self, step, dead_letter)
-        self.lanes = Lanes(ready)
+        self.ready = ready
+        self.lanes = Lanes(ready) if by_key and ready is not None else None
+        busy = self.lanes.busy if self.lanes is not None else lambda _: False
+        self.session = Session(self, step, Later(by_key=by_key, lane_busy=busy), dead_record_of)
+        self.marked: frozenset[tuple[str, int]] = frozenset()
         self.running = 0
         self.draining = False
         self.suspended: list[Message] = []
+        self.promote_at_monotonic_s = float("inf")
+        self.promoted_at_monotonic_s = 0.0
+        self.tidy_at_monotonic_s = 0.0
         self.wake_at = -1
         self.awake = anyio.Event()
+
+    def local_key(self, name: str) -> str:
+        return self.keys.data(name)
+
+    def now_ms(self) -> int:
+        return time_ns() // 1_000_000
 
     def wake(self) -> None:
         """The loop of this shard looks at once."""
@@ -45,27 +96,115 @@ class OwnedShard(Ownership):
         suspended, self.suspended = self.suspended, []
         return suspended
 
+    # -- what is due -----------------------------------------------------------------------------------------
+
+    def due_in(self, now_s: float, due_in_ms: int | None) -> None:
+        """A step said when the next delayed message is due."""
+        due = float("inf") if due_in_ms is None else now_s + due_in_ms / 1000
+        self.promote_at_monotonic_s = max(due, self.promoted_at_monotonic_s + PROMOTE_PAUSE_S)
+
+    def promoted(self, now_s: float, next_ms: int | None) -> None:
+        """What was due is in the stream now."""
+        self.promoted_at_monotonic_s = now_s
+        self.due_in(now_s, next_ms)
+
+    # -- messages in -----------------------------------------------------------------------------------------
+
+    def admit(self, messages: list[Message]) -> None:
+        """Messages of one batch just fetched: those that may be handled now become ready, the others wait."""
+        assert self.ready is not None
+        if messages[0].batch.item:  # its turn has come already
+            self.ready.extend(messages)
+            return
+        if self.session.later.holding:
+            messages = self.session.divert(messages)
+        if self.lanes is not None:
+            self.lanes.add(messages)
+        else:
+            self.ready.extend(messages)
+
+    def set_marks(self, version: bytes, marks: frozenset[tuple[str, int]]) -> None:
+        """Messages that are deleted: those in hand are not handled any more."""
+        self.marked = marks
+        self.session.set_marks(version, marks)
+
+    def is_deleted(self, message: Message) -> bool:
+        return (message.batch.entry, message.index) in self.marked
+
+    # -- outcomes --------------------------------------------------------------------------------------------
+
     def finish(self, message: Message) -> None:
         """The handler returned."""
         if self.lost:
             return
-        self.session.finish(message)
-        self._through()
-
-    def bury(self, message: Message, record: bytes) -> None:
-        """The message becomes a dead letter with the next commit."""
-        if self.lost:
+        if message.batch.item:
+            self.session.finish(message, monotonic())
+            self.wake()
             return
-        self.session.bury(message, record)
+        self.session.finish(message)
+        if self.lanes is not None:
+            self.lanes.done(message.key)
+            if self.session.later.holding:
+                self._lane_left(message)
         self._through()
 
     def finish_list(self, batches: list[list[Message]]) -> None:
         """The handler of whole lists returned."""
         if self.lost:
             return
+        now = monotonic()
         for batch in batches:
-            self.session.finish_list(batch)
+            self.session.finish_list(batch, now)
         self._through()
+        if self.session.later.items:
+            self.wake()
+
+    def put_off(self, message: Message, wait_s: float, error: str) -> None:
+        """The handler failed: the message, and what is behind it in its lane, is handled later."""
+        if self.lost:
+            return
+        behind = self.lanes.empty(message.key) if self.lanes is not None and not message.batch.item else []
+        self.session.put_off(message, wait_s, error, monotonic())
+        for other in behind:
+            self.session.park(other)
+        self.wake()
+
+    def bury(self, message: Message, record: bytes) -> None:
+        """The message becomes a dead letter with the next commit."""
+        if self.lost:
+            return
+        self.session.bury(message, record, monotonic())
+        if self.lanes is not None and not message.batch.item:
+            self.lanes.done(message.key)
+            self._lane_left(message)
+        self._through()
+        self.wake()
+
+    def tell_job(self, message: Message, status: str, *, result: Any = None, error: str = "") -> None:
+        """Notes the state of the message's job, if it has one, for the next commit."""
+        named = jobs.job_of(message.headers) if message.headers else None
+        if named is None or self.lost:
+            return
+        job, keep_ms = named
+        state = jobs.JobState(
+            job,
+            status,
+            self.queue,
+            self.group,
+            message.attempt,
+            message.sent_at_ms,
+            self.now_ms(),
+            result,
+            error,
+        )
+        self.session.tell_job(job, keep_ms, jobs.encode_state(state))
+
+    def _lane_left(self, message: Message) -> None:
+        if message.key is not None and self.lanes is not None:
+            lane = lane_key(message.key)
+            if not self.lanes.busy(lane):
+                self.session.later.lane_free(lane, monotonic())
+                self.wake()
 
     def _through(self) -> None:
         if self.session.outstanding <= self.wake_at:
@@ -80,6 +219,7 @@ class OwnedShard(Ownership):
     def lose(self) -> None:
         """The lease is gone: nothing of this shard is handled or committed any more."""
         self.lost = True
-        self.lanes.clear()
+        if self.lanes is not None:
+            self.lanes.clear()
         self.suspended = []
         self.wake()

@@ -4,32 +4,42 @@ per shard (owner.py), runners for the handler (runners.py), bells (bells.py). Ta
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import secrets
 import socket
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 import anyio
+import anyio.to_thread
 from anyio.abc import TaskGroup
 
+from shardq.core.retry import Retry
+from shardq.core.values import ValueType
 from shardq.errors import ClosedError, UsageError
 from shardq.runtime.bells import Bells
 from shardq.runtime.client import Client, Queue
+from shardq.runtime.handlers import (
+    Middleware,
+    check_function,
+    in_threads,
+    is_async,
+    with_middleware,
+    with_timeout,
+    with_types,
+)
 from shardq.runtime.member import Member
 from shardq.runtime.owner import ShardOwner
-from shardq.runtime.runners import BatchHandler, BatchRunners, Handler, MessageRunners, Runners
-from shardq.runtime.settings import WorkerSettings
+from shardq.runtime.runners import BatchRunners, MessageRunners, Runners
+from shardq.runtime.settings import DEFAULT_RETRY, WorkerSettings
 from shardq.runtime.tasks import one_error, outliving_tasks
 from shardq.storage.keys import check_name
 from shardq.storage.pipes import Pipes
 
 _log = logging.getLogger("shardq")
 
-H = TypeVar("H", bound=Handler)
-B = TypeVar("B", bound=BatchHandler)
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Worker:
@@ -45,7 +55,12 @@ class Worker:
     queue, group   names; the queue must exist when the worker runs
     name           this process's name in the group, unique there; made up when not given
     shards         declares the queue with so many shards if it does not exist
+    type           the type of the values (anything msgspec can convert to); one that does not fit is a dead letter
     concurrency    messages handled at a time in this process
+    retry          when a failing message is tried again, and when it becomes a dead letter
+    ordering       "key": a message that waits for its next try holds back later ones of its key, other keys go on;
+                   "none": nothing waits, messages of one key may run side by side
+    timeout        seconds a handler may take; longer counts as a failure
     lease          seconds: a crashed worker's shards rest about this long
     buffer         messages held of one shard at most, about
     drain_limit    seconds that a stopping worker waits for running handlers before it cancels them
@@ -58,7 +73,11 @@ class Worker:
         group: str,
         name: str | None = None,
         shards: int | None = None,
+        type: Any = None,
         concurrency: int = 32,
+        retry: Retry = DEFAULT_RETRY,
+        ordering: Literal["key", "none"] = "key",
+        timeout: float | None = None,
         lease: float = 5.0,
         buffer: int = 2000,
         drain_limit: float = 25.0,
@@ -67,48 +86,95 @@ class Worker:
         self.group = check_name("group", group)
         self.name = check_name("worker", name) if name is not None else None
         self._shards = shards
+        self._convert = ValueType(type).convert if type is not None else None
+        if timeout is not None and not timeout > 0:
+            msg = f"timeout must be above 0 seconds, not {timeout!r}"
+            raise UsageError(msg)
+        self._timeout_s = timeout
         self.settings = WorkerSettings(
             lease_s=lease,
             leader_lease_s=min(3.0, 0.6 * lease),
             concurrency=concurrency,
             buffer_messages=buffer,
             drain_limit_s=drain_limit,
+            retry=retry,
+            ordering=ordering,
         )
-        self._handler: Handler | None = None
-        self._batch_handler: BatchHandler | None = None
+        self._function: Callable[..., Any] | None = None
+        self._takes_lists = False
+        self._middleware: list[Middleware] = []
+        self._on_start: list[Callable[[Client], Any]] = []
+        self._on_stop: list[Callable[[Client], Any]] = []
         self._stop: anyio.Event | None = None
 
-    def handler(self, function: H) -> H:
-        """Decorator: `async def f(message)` is called for each message; one at a time per key."""
-        self._set_handler(function)
-        self._handler = function
+    # -- what it calls ---------------------------------------------------------------------------------------
+
+    def handler(self, function: F) -> F:
+        """Decorator: `async def f(message)`, or a plain `def f(message)` that is run in a thread, is called for each
+        message; one at a time per key. What it returns is the result of the message's job, if it has one."""
+        return self._set_handler(function, lists=False)
+
+    def batch_handler(self, function: F) -> F:
+        """Decorator: `async def f(messages)`, or a plain `def`, is called with lists of messages of one shard, in
+        order. When it raises, all of them have failed; retries come in ever shorter lists, at last one by one."""
+        return self._set_handler(function, lists=True)
+
+    def middleware(self, function: F) -> F:
+        """Decorator: `async def f(message, call_next)` runs around the handler and returns `await call_next(message)`.
+        With a batch handler it is given the list. The first one is the outermost."""
+        check_function(function, "a middleware", 2)
+        if not is_async(function):
+            msg = "a middleware is an async function: write `async def f(message, call_next)`"
+            raise UsageError(msg)
+        self._middleware.append(function)
         return function
 
-    def batch_handler(self, function: B) -> B:
-        """Decorator: `async def f(messages)` is called with lists of messages of one shard, in order."""
-        self._set_handler(function)
-        self._batch_handler = function
+    def on_start(self, function: F) -> F:
+        """Decorator: `f(client)`, async or plain, is called before the first message is handled."""
+        check_function(function, "on_start's function", 1)
+        self._on_start.append(function)
         return function
 
-    def _set_handler(self, function: Callable[..., object]) -> None:
+    def on_stop(self, function: F) -> F:
+        """Decorator: `f(client)`, async or plain, is called after the last message was handled."""
+        check_function(function, "on_stop's function", 1)
+        self._on_stop.append(function)
+        return function
+
+    def _set_handler(self, function: F, *, lists: bool) -> F:
         if self.has_handler:
             msg = f"this worker has a handler already; make another shardq.Worker for {function!r}"
             raise UsageError(msg)
-        if not inspect.iscoroutinefunction(function):
-            msg = f"a handler is an async function: write `async def {getattr(function, '__name__', 'handle')}(...)`"
-            raise UsageError(msg)
+        check_function(function, "a handler", 1)
+        self._function, self._takes_lists = function, lists
+        return function
 
     @property
     def has_handler(self) -> bool:
-        return self._handler is not None or self._batch_handler is not None
+        return self._function is not None
 
-    def _runners(self) -> Runners:
-        if self._handler is not None:
-            return MessageRunners(self.settings, self._handler)
-        if self._batch_handler is not None:
-            return BatchRunners(self.settings, self._batch_handler)
-        msg = f"the worker of {self.queue!r} has no handler: decorate one with @worker.handler or @worker.batch_handler"
-        raise UsageError(msg)
+    def _runners(self, queue: Queue) -> Runners:
+        function, concurrency = self._function, self.settings.concurrency
+        assert function is not None
+        handler = function if is_async(function) else in_threads(function, concurrency)
+        if self._middleware:
+            handler = with_middleware(handler, self._middleware)
+        convert = self._convert or queue.convert
+        if convert is not None:
+            handler = with_types(handler, convert)
+        if self._timeout_s is not None:
+            handler = with_timeout(handler, self._timeout_s)
+        return BatchRunners(self.settings, handler) if self._takes_lists else MessageRunners(self.settings, handler)
+
+    @staticmethod
+    async def _call_hooks(hooks: list[Callable[[Client], Any]], client: Client) -> None:
+        for hook in hooks:
+            if is_async(hook):
+                await hook(client)
+            else:
+                await anyio.to_thread.run_sync(hook, client)
+
+    # -- running ---------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
         """Asks a running worker to finish what is in flight, hand its shards over and return from `run`."""
@@ -124,14 +190,21 @@ class Worker:
         if self._stop is not None:
             msg = "this worker runs already: make another shardq.Worker to run two in one process"
             raise ClosedError(msg)
-        runners = self._runners()
+        if not self.has_handler:
+            msg = f"the worker of {self.queue!r} has no handler: add one with @worker.handler or @worker.batch_handler"
+            raise UsageError(msg)
         self._stop = anyio.Event()
         try:
             queue = await client.queue(self.queue, shards=self._shards)
             await queue.open_group(self.group)
             name = self.name or f"{socket.gethostname().split('.')[0][:40]}-{os.getpid()}-{secrets.token_hex(2)}"
-            with one_error():
-                await _Running(self, client, queue, name, runners, self._stop).run()
+            await self._call_hooks(self._on_start, client)
+            try:
+                with one_error():
+                    await _Running(self, client, queue, name, self._runners(queue), self._stop).run()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await self._call_hooks(self._on_stop, client)
         finally:
             self._stop = None
 

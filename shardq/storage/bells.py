@@ -1,55 +1,118 @@
-"""One subscription connection to one node: sharded Pub/Sub channels in, names of those that rang out.
+"""One subscription connection to one node: sharded channels and patterns in, what the node says of them out.
 
 Uses a plain connection per primary (redis-py's ClusterPubSub walks the nodes one by one and stalls, measured). Decides
-nothing: re-subscribing after a broken connection or a moved slot is the runtime's (runtime/bells.py).
+nothing: re-subscribing after a broken connection or a moved slot is the runtime's (runtime/subscriptions.py).
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Any, Literal, NamedTuple
 
+import anyio
 from redis.asyncio.cluster import ClusterNode
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, AuthorizationError, RedisError, ResponseError
 
 from shardq.errors import StoreUnavailable
-from shardq.storage.cluster import pack_command
+from shardq.storage.cluster import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, pack_command
+from shardq.storage.trouble import Trouble, classify
+
+Node = ClusterNode  # by this name for those who only hand one on
+
+
+class Told(NamedTuple):
+    """What a node said. `channel` is the channel or pattern as it was asked for, `origin` the channel that a message
+    was published on, `trouble` why a subscription was refused. A node ends one by itself when the slot goes elsewhere.
+    """
+
+    kind: Literal["stands", "ended", "message", "refused", "other"]
+    channel: str = ""
+    origin: str = ""
+    payload: bytes = b""
+    trouble: Trouble | None = None
 
 
 class Subscription:
-    """Subscribes on one node while it is entered. Raises StoreUnavailable when the connection breaks."""
+    """A connection to one node while it is entered. Raises StoreUnavailable when it can't be made or breaks."""
 
-    def __init__(self, node: ClusterNode) -> None:
+    def __init__(self, node: Node) -> None:
         self._node = node
-        self._connection = node.acquire_connection()
+        self._unanswered: deque[str] = deque()  # a node answers in the order it was asked
+        try:
+            self._connection = node.acquire_connection()
+        except RedisError as error:  # more connections than the pool may open
+            raise self._broken() from error
 
     async def __aenter__(self) -> Subscription:
+        try:
+            with anyio.fail_after(CONNECT_TIMEOUT_S):
+                await self._connection.connect()
+        except BaseException as error:
+            await self._give_back()
+            if isinstance(error, AuthenticationError | AuthorizationError):
+                raise classify(error, self._node.name).error from error
+            if isinstance(error, RedisError | OSError):  # TimeoutError is an OSError
+                raise self._broken() from error
+            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self._give_back()
+
+    async def _give_back(self) -> None:
         # A connection that subscribed can't go back to the pool as it is: close it, the pool opens it anew.
-        await self._connection.disconnect(nowait=True)
+        with anyio.CancelScope(shield=True):
+            await self._connection.disconnect(nowait=True)
         self._node.release(self._connection)
 
-    async def subscribe(self, channels: Sequence[str]) -> None:
-        """Asks for channels, each in a command of its own: they may lie in different slots."""
+    async def subscribe(self, channels: Sequence[str], patterns: Sequence[str] = ()) -> None:
+        """Asks for sharded channels, each in a command of its own as they may lie in different slots, and patterns.
+
+        Safe to repeat: asking for what is subscribed already has it confirmed once more."""
+        self._unanswered += (*channels, *patterns)
+        wanted = [pack_command("SSUBSCRIBE", channel) for channel in channels]
+        wanted += [pack_command("PSUBSCRIBE", pattern) for pattern in patterns]
         try:
-            await self._connection.send_packed_command(
-                [pack_command("SSUBSCRIBE", channel) for channel in channels], check_health=False
-            )
+            with anyio.fail_after(ANSWER_TIMEOUT_S):
+                await self._connection.send_packed_command(wanted, check_health=False)
         except (RedisError, OSError) as error:
             raise self._broken() from error
 
-    async def next(self) -> tuple[str, str, str]:
-        """Waits for the next event: (kind, channel, payload), kind one of ssubscribe, sunsubscribe, smessage."""
+    async def next(self) -> Told:
+        """Waits for what the node says next."""
         try:
-            kind, channel, payload = (await self._connection.read_response())[:3]
-        except (RedisError, OSError, TypeError, ValueError) as error:
+            told = _told(await self._connection.read_response())
+        except ResponseError as error:
+            if not self._unanswered:
+                raise self._broken() from error
+            told = Told("refused", self._unanswered[0], trouble=classify(error, self._node.name))
+        except (RedisError, OSError) as error:
             raise self._broken() from error
-        text = payload.decode(errors="replace") if isinstance(payload, bytes) else ""
-        return kind.decode(), (channel or b"").decode(errors="replace"), text
+        if told.kind in ("stands", "refused"):
+            self._unanswered.popleft()
+        return told
 
     def _broken(self) -> StoreUnavailable:
         return StoreUnavailable(f"the subscription at {self._node.name} broke; it is made again")
+
+
+def _told(reply: Any) -> Told:
+    match reply:
+        case [b"smessage", bytes() as channel, bytes() as payload]:
+            return Told("message", _text(channel), _text(channel), payload)
+        case [b"pmessage", bytes() as pattern, bytes() as channel, bytes() as payload]:
+            return Told("message", _text(pattern), _text(channel), payload)
+        case [b"ssubscribe" | b"psubscribe", bytes() as channel, *_]:
+            return Told("stands", _text(channel))
+        case [b"sunsubscribe" | b"punsubscribe", bytes() as channel, *_]:
+            return Told("ended", _text(channel))
+        case _:
+            return Told("other")
+
+
+def _text(name: bytes) -> str:
+    return name.decode(errors="replace")

@@ -6,38 +6,36 @@ that the .lua file's header states raises CorruptData.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shardq.core.session import Entry, Step
+from shardq.core.session import Fetched, Step
 from shardq.errors import LeaseLost, UnknownQueue
 from shardq.storage.cluster import Confirm, Packed, pack_call
-from shardq.storage.keys import Keys, ShardKeys
+from shardq.storage.keys import ShardKeys
 from shardq.storage.pipes import Pipes
 from shardq.storage.reply import shape
 
 # -- queues --------------------------------------------------------------------------------------------------
 
 
-async def declare(pipes: Pipes, keys: Keys, version: int, table: bytes) -> tuple[int, bytes]:
-    """Publishes a routing table unless the queue has one; returns the one that stands, with its version."""
-    reply = await pipes.call(keys.control_slot, "declare", [keys.routing], [version, table])
-    with shape("declare"):
-        _, stored, data = reply
-        return int(stored), bytes(data)
-
-
-async def open_shard(pipes: Pipes, shard: ShardKeys) -> bool:
-    """Makes a shard's keys; true when they were not there."""
-    reply = await pipes.call(shard.slot, "open_shard", [shard.stream, shard.meta])
+async def open_shard(
+    pipes: Pipes, shard: ShardKeys, settings_version: int = 0, settings: Mapping[str, str | int] | None = None
+) -> bool:
+    """Makes a shard's keys; true when they were not there. The settings are as for `tune` in queues.py."""
+    keys = [shard.stream, shard.meta, shard.delayed, shard.expiring, shard.timed]
+    args: list[str | bytes | int] = [settings_version]
+    for pair in (settings or {}).items():
+        args += pair
+    reply = await pipes.call(shard.slot, "open_shard", keys, args)
     with shape("open_shard"):
         return bool(reply[0] == b"CREATED")
 
 
 async def open_group(pipes: Pipes, shard: ShardKeys, group: str) -> None:
     """Registers a group on a shard. Raises UnknownQueue when the shard's keys are gone."""
-    keys = [shard.stream, shard.meta, shard.group(group), shard.dead(group)]
+    keys = [shard.stream, shard.meta, *shard.of_group(group)]
     reply = await pipes.call(shard.slot, "open_group", keys, [group])
     with shape("open_group"):
         missing = reply[0] == b"MISSING"
@@ -63,31 +61,99 @@ def pack_append(
 
 
 @dataclass(frozen=True, slots=True)
+class Item:
+    """One message of append_each: `when` is '', 'in:<ms>' or 'at:<Unix ms>'; `once` its dedupe id; `job` its job's
+    id."""
+
+    batch: bytes
+    when: str = ""
+    once: str = ""
+    window_ms: int = 0
+    job: str = ""
+    job_ms: int = 0
+    job_record: bytes = b""
+
+
+def pack_append_each(
+    shard: ShardKeys, producer: str, sequence: int, items: Sequence[Item], confirm: Confirm | None
+) -> Packed:
+    keys = (shard.stream, shard.meta, shard.delayed, shard.expiring, shard.timed)
+    args: list[str | bytes | int] = [producer, sequence, shard.bell]
+    for item in items:
+        args += [item.when, item.once, item.window_ms, item.job, item.job_ms, item.job_record, item.batch]
+    return Packed(pack_call("append_each", keys, args), False, confirm)
+
+
+@dataclass(frozen=True, slots=True)
 class Appended:
-    """`status` is OK, SEALED, MISSING or STALE; `entry` the entry id and `first` the batch's first number when OK."""
+    """`status` is OK, SEALED, FULL, MISSING or STALE; `entries` the entry id, or the id of each message, when OK;
+    `overflow` what the queue says of FULL."""
 
     status: str
-    entry: str = ""
-    first: int = 0
+    entries: tuple[str, ...] = ()
+    overflow: str = ""
 
 
-def read_append(reply: Any) -> Appended:
+def read_append(reply: Any, *, each: int = 0) -> Appended:
+    """The reply of append, or of append_each for `each` messages."""
     with shape("append"):
         status = reply[0].decode()
-        return Appended(status, reply[1].decode(), int(reply[2])) if status == "OK" else Appended(status)
+        if status == "FULL":
+            return Appended(status, overflow=reply[1].decode())
+        if status != "OK":
+            return Appended(status)
+        entries = tuple(part.decode() for part in (reply[1:] if each else reply[1:2]))
+        if len(entries) != (each or 1):
+            raise ValueError
+        return Appended(status, entries)
 
 
 # -- step ----------------------------------------------------------------------------------------------------
 
 
+NOTHING = Fetched()
+
+
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """`repeated`: the step was applied before and fetched nothing now. `heir` is the nonce of an heir that is ready."""
+    """`status` OK, REPEAT (applied before, nothing fetched now), EFFECT (effect number `effect` was refused for `why`,
+    nothing else was done) or FULL (the queue that effect sends to is full, nothing was done). `heir` is the nonce of
+    one that is ready."""
 
-    repeated: bool
-    heir: str
-    entries: Sequence[Entry]
-    progress: Sequence[bytes]
+    status: str
+    heir: str = ""
+    fetched: Fetched = NOTHING
+    effect: int = 0
+    why: str = ""
+
+
+def _step_extras(shard: ShardKeys, group: str, content: Step, keys: list[str], args: list[str | bytes | int]) -> None:
+    """The keys and sections of a step that does more than finish and fetch entries."""
+    keys += [shard.dead(group), shard.later(group), shard.kept(group), shard.expiring, shard.timed]
+    for name, size, items in (
+        ("dead", len(content.dead), (part for letter in content.dead for part in letter)),
+        (
+            "put",
+            len(content.puts),
+            (part for p in content.puts for part in (p.item, p.wait_ms, p.gets, p.tag, p.record)),
+        ),
+        ("drop", len(content.drops), iter(content.drops)),
+        ("get", len(content.gets), iter(content.gets)),
+        ("job", len(content.jobs), (part for job in content.jobs for part in job)),
+    ):
+        if size:
+            args += [name, size, *items]
+    if content.effects:
+        args += ["effect", len(content.effects)]
+        places: dict[tuple[str, str], int] = {}
+        for _, effect in content.effects:
+            named = (effect.key, effect.meta)
+            if named not in places:
+                keys.append(effect.key)
+                places[named] = len(keys)
+                if effect.meta:
+                    keys.append(effect.meta)
+            args += [places[named], effect.command, len(effect.args), *effect.args]
 
 
 async def step(
@@ -104,8 +170,6 @@ async def step(
 ) -> Stepped:
     """Commits and fetches. Raises LeaseLost when the token is not the lease's any more."""
     keys = [shard.stream, shard.meta, shard.group(group)]
-    if content.dead:
-        keys.append(shard.dead(group))
     args: list[str | bytes | int] = [
         group,
         token,
@@ -116,24 +180,65 @@ async def step(
         int(wait),
         content.acked,
         content.retried,
+        content.known,
     ]
-    args += [len(content.finished), *(batch.entry for batch in content.finished)]
-    args.append(len(content.partial))
-    for batch, progress in content.partial:
-        args += [batch.entry, progress]
-    args.append(len(content.dead))
-    for count, record in content.dead:
-        args += [count, record]
+    if content.finished:
+        args += ["done", len(content.finished), *(batch.entry for batch in content.finished)]
+    if content.partial:
+        args += ["part", len(content.partial)]
+        for batch, progress in content.partial:
+            args += [batch.entry, progress]
+    if content.seen is not None:
+        args += ["seen", 1, content.seen]
+    if content.full:
+        _step_extras(shard, group, content, keys, args)
     reply = await pipes.call(shard.slot, "step", keys, args, timeout_s=timeout_s, confirm=confirm)
     with shape("step"):
-        status = reply[0]
-        if status == b"OK":
-            return Stepped(False, reply[1].decode(), reply[2], reply[3])
-        if status == b"REPEAT":
-            return Stepped(True, reply[1].decode(), (), ())
+        status = reply[0].decode()
+        if status == "OK":
+            return Stepped(status, reply[1].decode(), _fetched(reply, full=content.full))
+        if status == "REPEAT":
+            return Stepped(status, reply[1].decode())
+        if status in ("EFFECT", "FULL"):
+            why = reply[2].decode(errors="replace")[:500] if len(reply) > 2 else ""
+            return Stepped(status, effect=int(reply[1]), why=why)
         newer = reply[1].decode()
     msg = f"{shard.stream}: the lease of group {group} moved on (epoch {newer}); this commit was refused"
     raise LeaseLost(msg)
+
+
+def _fetched(reply: Any, *, full: bool) -> Fetched:
+    _, _, entries, progress, next_item, due, marks, now, items, records = reply
+    return Fetched(
+        entries, progress, int(next_item), int(due) if due else None, marks, int(now), items if full else None, records
+    )
+
+
+async def promote(pipes: Pipes, shard: ShardKeys, *, most: int, timeout_s: float) -> tuple[int, int | None]:
+    """Moves due delayed messages into the stream: how many, and ms until the next is due (None: none waits)."""
+    keys = [shard.stream, shard.meta, shard.delayed, shard.timed]
+    reply = await pipes.call(shard.slot, "promote", keys, [shard.bell, most], timeout_s=timeout_s)
+    with shape("promote"):
+        if reply[0] == b"MISSING":
+            return 0, None
+        return int(reply[1]), int(reply[2]) if reply[2] else None
+
+
+async def trim(pipes: Pipes, shard: ShardKeys, before: str) -> int:
+    """Gives up finished entries before this one; returns how many went."""
+    reply = await pipes.call(shard.slot, "trim", [shard.stream, shard.meta], [before])
+    with shape("trim"):
+        if reply[0] == b"OK":
+            return int(reply[1])
+    raise UnknownQueue(missing_shard(shard))
+
+
+async def tidy(pipes: Pipes, shard: ShardKeys, *, timeout_s: float) -> bool:
+    """Forgets what has had its time; true when there is more to do."""
+    keys = [shard.stream, shard.meta, shard.expiring, shard.timed]
+    reply = await pipes.call(shard.slot, "tidy", keys, timeout_s=timeout_s)
+    with shape("tidy"):
+        return bool(len(reply) > 1 and reply[1] == b"1")
 
 
 # -- lease ---------------------------------------------------------------------------------------------------

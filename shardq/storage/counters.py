@@ -14,7 +14,7 @@ from shardq.storage.keys import ShardKeys
 from shardq.storage.pipes import Pipes
 from shardq.storage.reply import shape
 
-_META = ("state", "appended", "bytes", "groups")
+_META = ("state", "appended", "bytes", "groups", "delayed", "dropped")
 _GROUP = (
     "owner",
     "epoch",
@@ -29,12 +29,19 @@ _GROUP = (
     "delivered",
     "foreign",
     "last",
+    "replayed",
+    "lost",
 )
+_COUNTS = ("base", "acked", "retried", "dead", "replayed", "delivered", "foreign", "lost")
 
 
 @dataclass(frozen=True, slots=True)
 class GroupCounters:
-    """One group on one shard, as its hash and the stream say. Counts are messages unless named otherwise."""
+    """One group on one shard, as its hash and the stream say. Counts are messages unless named otherwise.
+
+    `waiting` are retries and what they hold back; `dead` is all that ever became dead letters, `dead_letters` what is
+    kept of them now; `lost` was dropped by a full queue before the group got it, `skip` of it not yet passed by.
+    """
 
     owner: str
     epoch: int
@@ -45,11 +52,16 @@ class GroupCounters:
     acked: int
     retried: int
     dead: int
+    replayed: int
     delivered: int
     foreign: int
+    lost: int
     pending_entries: int
     oldest_pending: str
     oldest_unread: str
+    waiting: int
+    dead_letters: int
+    skip: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +74,17 @@ class ShardCounters:
     state: str
     appended: int
     bytes: int
+    delayed: int
+    dropped: int
     registered: tuple[str, ...]
     groups: dict[str, GroupCounters]
 
 
 async def inspect(pipes: Pipes, shard: ShardKeys, groups: Sequence[str], *, timeout_s: float = 5.0) -> ShardCounters:
     """The counters of a shard and of the groups named. Raises UnknownQueue when its keys are gone."""
-    keys = [shard.stream, shard.meta, *(shard.group(group) for group in groups)]
+    keys = [shard.stream, shard.meta]
+    for group in groups:
+        keys += [shard.group(group), shard.dead(group), shard.later(group)]
     reply = await pipes.call(shard.slot, "inspect", keys, list(groups), timeout_s=timeout_s)
     with shape("inspect"):
         missing = reply[0] == b"MISSING"
@@ -82,6 +98,8 @@ async def inspect(pipes: Pipes, shard: ShardKeys, groups: Sequence[str], *, time
                 meta["state"],
                 int(meta["appended"]),
                 int(meta["bytes"]),
+                int(meta["delayed"] or 0),
+                int(meta["dropped"] or 0),
                 tuple(meta["groups"].split()),
                 found,
             )
@@ -89,9 +107,9 @@ async def inspect(pipes: Pipes, shard: ShardKeys, groups: Sequence[str], *, time
 
 
 def _group_counters(part: Any) -> GroupCounters:
-    values, pending, oldest_pending, oldest_unread = part
+    values, pending, oldest_pending, oldest_unread, waiting, dead_letters, skip = part
     field = dict(zip(_GROUP, (value.decode() for value in values), strict=True))
-    counts = {name: int(field[name] or 0) for name in ("base", "acked", "retried", "dead", "delivered", "foreign")}
+    counts = {name: int(field[name] or 0) for name in _COUNTS}
     return GroupCounters(
         owner=field["owner"],
         epoch=int(field["epoch"]),
@@ -101,5 +119,8 @@ def _group_counters(part: Any) -> GroupCounters:
         pending_entries=int(pending),
         oldest_pending=oldest_pending.decode(),
         oldest_unread=oldest_unread.decode(),
+        waiting=int(waiting),
+        dead_letters=int(dead_letters),
+        skip=int(skip),
         **counts,
     )

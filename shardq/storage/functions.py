@@ -13,7 +13,22 @@ from importlib.resources import files
 LIBRARY = "shardq_1"
 BUILD = 1
 
-_PARTS = ("common", "declare", "append", "step", "lease", "control", "inspect")
+_PARTS = (
+    "common",
+    "declare",
+    "append",
+    "timed",
+    "effect",
+    "step",
+    "dead",
+    "delete",
+    "group",
+    "remove",
+    "lease",
+    "control",
+    "schedule",
+    "inspect",
+)
 
 
 @cache

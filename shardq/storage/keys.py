@@ -1,14 +1,23 @@
 """Every key and channel name shardq uses in Redis. Nothing else builds one.
 
     <prefix>:queues                               set     names of the queues on this cluster
-    <prefix>:{<queue>}:routing                    hash    version, table
+    <prefix>:{<queue>}:routing                    hash    version, table, settings
     <prefix>:{<queue>}:group:<group>              hash    members, leader, plan            (control)
+    <prefix>:{<queue>}:schedules                  hash    what the queue sends by the clock, by name
     <prefix>:{<queue>}:bell:<group>               sharded Pub/Sub channel: the plan or the leader changed
     <prefix>:<queue>:{<tag>}:<shard>:stream       stream  the record batches
     <prefix>:<queue>:{<tag>}:<shard>:meta         hash    state, counters, producers' sequences, groups' floors
+    <prefix>:<queue>:{<tag>}:<shard>:delayed      zset    messages that are not due yet, by the time they are
+    <prefix>:<queue>:{<tag>}:<shard>:expiring     zset    what in `timed` goes away by itself, by the time it does
+    <prefix>:<queue>:{<tag>}:<shard>:timed        hash    delayed batches, dedupe ids, job records
     <prefix>:<queue>:{<tag>}:<shard>:group:<group>  hash    lease, counters, progress inside batches
     <prefix>:<queue>:{<tag>}:<shard>:dead:<group>   stream  dead letters
+    <prefix>:<queue>:{<tag>}:<shard>:later:<group>  zset    index of what the group handles later, in order
+    <prefix>:<queue>:{<tag>}:<shard>:kept:<group>   hash    the messages it names
+    <prefix>:<queue>:{<tag>}:<shard>:data:<name>    any     what handlers keep there (message.local_key)
     <prefix>:<queue>:{<tag>}:<shard>:bell         sharded Pub/Sub channel: a message came, or the lease moved
+    <prefix>:cast:{<channel>}                     sharded Pub/Sub channel: broadcasts, for who named the channel
+    <prefix>:casts:<channel>                      ordinary Pub/Sub channel: the same, for patterns
 
 Inside the braces stands the shard's tag alone, so that equal shards of two queues share their slot (DESIGN 3).
 """
@@ -20,6 +29,8 @@ from dataclasses import dataclass
 
 from shardq.core.slots import key_slot
 from shardq.errors import UsageError
+
+LONGEST_CHANNEL = 256
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -42,11 +53,42 @@ class ShardKeys:
     slot: int
     _base: str
 
+    @property
+    def delayed(self) -> str:
+        return f"{self._base}:delayed"
+
+    @property
+    def expiring(self) -> str:
+        return f"{self._base}:expiring"
+
+    @property
+    def timed(self) -> str:
+        return f"{self._base}:timed"
+
     def group(self, group: str) -> str:
         return f"{self._base}:group:{group}"
 
     def dead(self, group: str) -> str:
         return f"{self._base}:dead:{group}"
+
+    def later(self, group: str) -> str:
+        return f"{self._base}:later:{group}"
+
+    def kept(self, group: str) -> str:
+        return f"{self._base}:kept:{group}"
+
+    def of_group(self, group: str) -> list[str]:
+        """All keys of one group on this shard."""
+        return [self.group(group), self.dead(group), self.later(group), self.kept(group)]
+
+    @property
+    def scratch(self) -> str:
+        """Where a stream is written anew, within one call."""
+        return f"{self._base}:scratch"
+
+    def data(self, name: str) -> str:
+        """A key of the user's own, on the shard's slot."""
+        return f"{self._base}:data:{name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +110,10 @@ class Keys:
     def control_slot(self) -> int:
         return key_slot(self.routing.encode())
 
+    @property
+    def schedules(self) -> str:
+        return f"{self.prefix}:{{{self.queue}}}:schedules"
+
     def control(self, group: str) -> str:
         return f"{self.prefix}:{{{self.queue}}}:group:{group}"
 
@@ -77,6 +123,41 @@ class Keys:
     def shard(self, shard: int, tag: str) -> ShardKeys:
         base = f"{self.prefix}:{self.queue}:{{{tag}}}:{shard}"
         return ShardKeys(f"{base}:stream", f"{base}:meta", f"{base}:bell", key_slot(f"{{{tag}}}".encode()), base)
+
+
+def check_channel(kind: str, name: object) -> str:
+    """Returns `name`; raises UsageError unless it is 1 to 256 printable characters. `kind` is channel or pattern."""
+    if not isinstance(name, str) or not 1 <= len(name) <= LONGEST_CHANNEL or not name.isprintable():
+        msg = f"{kind} {str(name)[:60]!r} is not valid: use a str of 1 to {LONGEST_CHANNEL} printable characters"
+        raise UsageError(msg)
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class CastNames:
+    """Where the broadcasts of one prefix go. A channel may hold braces: the slot is that of the whole name, as Redis
+    reckons it, and the names stay different for different channels, as the channel stands in them unchanged."""
+
+    prefix: str
+
+    def __post_init__(self) -> None:
+        check_name("prefix", self.prefix)
+
+    def exact(self, channel: str) -> str:
+        """The sharded Pub/Sub channel."""
+        return f"{self.prefix}:cast:{{{channel}}}"
+
+    def exact_slot(self, channel: str) -> int:
+        return key_slot(self.exact(channel).encode())
+
+    def ordinary(self, channel: str) -> str:
+        """The ordinary Pub/Sub channel; of a pattern, the pattern that matches those of the channels it means. Nothing
+        of a prefix is special in a glob, and nothing stands behind for an open bracket to swallow."""
+        return f"{self.prefix}:casts:{channel}"
+
+    def channel_of(self, ordinary: str) -> str:
+        """The channel whose ordinary name this is."""
+        return ordinary.removeprefix(self.ordinary(""))
 
 
 def registry(prefix: str) -> str:

@@ -7,7 +7,7 @@ Invariants:
 - A request is packed when it is written, not when it is queued: it carries all that came in the meantime.
 - Every submitted request ends in exactly one `settle` or `fail`, unless the pipes themselves are cancelled.
 - Requests are safe to send twice (the functions see to that), so an unknown outcome is sent again; only when the
-  deadline passes does it become the caller's StoreTimeout.
+  deadline passes does it become the caller's StoreTimeout. The exception says so: a CallOnce ends with it.
 - Backing off is done by the request that failed: others of the same node go on.
 """
 
@@ -79,6 +79,12 @@ class Call:
         return self.reply
 
 
+class CallOnce(Call):
+    """A call that must not be carried out twice: sent again only while it is certain that it was not carried out."""
+
+    __slots__ = ()
+
+
 class _Sending:
     """A request with what is known of its tries."""
 
@@ -137,6 +143,14 @@ class Pipes:
         """Queues `request`; it is settled or failed later."""
         self._route(_Sending(request))
 
+    def submit_after(self, request: Request, pause_s: float) -> None:
+        """The same after a pause."""
+        self._tasks.start_soon(self._submit_after, request, pause_s)
+
+    async def _submit_after(self, request: Request, pause_s: float) -> None:
+        await anyio.sleep(pause_s)
+        self.submit(request)
+
     async def call(
         self,
         slot: int,
@@ -161,6 +175,23 @@ class Pipes:
             return await call.result()
         finally:
             self._calls.discard(call)
+
+    async def commands_once(
+        self, slot: int, commands: Sequence[bytes], *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> list[Any]:
+        """Sends commands that must not be carried out twice, in one write, and returns their replies.
+
+        Raises StoreTimeout when the outcome of one is unknown. Cancelled, some may be carried out still.
+        """
+        deadline = anyio.current_time() + timeout_s
+        calls = [CallOnce(slot, Packed(data), deadline) for data in commands]
+        self._calls.update(calls)
+        try:
+            for call in calls:
+                self.submit(call)
+            return [await call.result() for call in calls]
+        finally:
+            self._calls.difference_update(calls)
 
     def close(self) -> None:
         """Ends every call that a task still waits for; the pipes' own tasks end with their group."""
@@ -208,7 +239,7 @@ class Pipes:
             sending.asked = self.cluster.node_at(trouble.address)
         elif trouble.action == "refresh":
             await self.cluster.refresh(node.name if node is not None else None)
-        if trouble.action == "fail":
+        if trouble.action == "fail" or (sending.outcome_unknown and isinstance(sending.request, CallOnce)):
             sending.request.fail(trouble.error)
             return
         pause = self._pause(sending.tries, trouble)

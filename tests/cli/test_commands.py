@@ -130,13 +130,16 @@ def test_json_of_queue_list_and_show(
 ) -> None:
     url = ["--json", "--url", any_cluster.url]
     assert run(["queue", "create", queue_name, "--shards", "2", *url]) == 0
-    assert objects(capfd.readouterr().out) == [{"queue": queue_name, "shards": 2, "created": True}]
+    (created,) = objects(capfd.readouterr().out)
+    settings = created.pop("settings")
+    assert created == {"queue": queue_name, "shards": 2, "created": True}
     assert run(["queue", "list", *url]) == 0
     (listed,) = (each for each in objects(capfd.readouterr().out) if each["queue"] == queue_name)
     assert listed == {"queue": queue_name, "shards": 2, "appended": 0, "groups": [], "unreadable": []}
     assert run(["queue", "show", queue_name, *url]) == 0
     shown = objects(capfd.readouterr().out)
     assert [(each["low"], each["high"], each["slot"]) for each in shown] == [(0, 2**31, 4096), (2**31, 2**32, 12288)]
+    assert [each["settings"] for each in shown] == [settings] * 2
 
 
 @pytest.mark.parametrize(
@@ -278,7 +281,15 @@ def test_no_cluster_is_one_line_and_status_1(arguments: list[str], capfd: pytest
 
 @pytest.mark.parametrize(
     "arguments",
-    [["status", "--group", "g"], ["queue", "create", "q"], ["queue", "create", "q", "--shards", "0"], ["produce"]],
+    [
+        ["status", "--group", "g"],
+        ["queue", "create", "q"],
+        ["queue", "create", "q", "--shards", "0"],
+        ["queue", "create", "q", "--shards", "1", "--overflow", "drop"],
+        ["queue", "create", "q", "--shards", "1", "--max-backlog", "many"],
+        ["queue", "change", "q"],
+        ["produce"],
+    ],
     ids=" ".join,
 )
 def test_wrong_usage_is_status_2(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
@@ -286,7 +297,7 @@ def test_wrong_usage_is_status_2(arguments: list[str], capfd: pytest.CaptureFixt
     assert "Usage: shardq" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["create", "list", "show"])
+@pytest.mark.parametrize("command", ["create", "change", "list", "show"])
 def test_help_of_queue_commands_shows_an_example(command: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["queue", command, "--help"]) == 0
     assert f"Example: shardq queue {command}" in capfd.readouterr().out

@@ -113,7 +113,11 @@ def decode_or_refuse(data: bytes) -> None:
         assert headers is None or all(type(part) in (str, bytes) for part in headers.values())
 
 
-@given(st.binary() | st.binary().map(lambda tail: b"\1\0\0\1\x95" + tail))
+@given(
+    st.binary()
+    | st.binary().map(lambda tail: b"\1\0\0\1\x95" + tail)
+    | st.binary().map(lambda tail: b"\1\4\0\1\x96" + tail)
+)
 @example(b"")
 @example(b"\1\0\0")
 @example(b"\1\0\0\1")
@@ -137,6 +141,64 @@ def test_every_cut_and_every_tail_is_refused(batch: RecordBatch) -> None:
             records.decode(raw[:end])
     with pytest.raises(CorruptData, match="does not decode"):
         records.decode(raw + b"\0")
+
+
+@given(batches(), st.data())
+def test_deleted_messages_leave_their_places(batch: RecordBatch, data: st.DataObject) -> None:
+    count = len(batch.keys)
+    gone = data.draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=count))
+    left = batch
+    for index in gone:
+        left = records.without(left, index)
+    found = records.decode(packed(left))
+    assert (list(found.holes or ()), len(found.keys)) == (sorted(set(gone)), count)
+    assert records.count_of(packed(left)) == count
+    for index in range(count):
+        there = index not in gone
+        assert found.keys[index] == (batch.keys[index] if there else None)
+        assert found.values[index] == (batch.values[index] if there else None)
+        assert batch.headers is None or found.headers is not None
+        assert found.headers is None or found.headers[index] == (
+            batch.headers[index] if batch.headers and there else None
+        )
+    assert found.offsets_ms == batch.offsets_ms
+    assert batch.holes is None, "the batch it was made from is as it was"
+
+
+def test_only_places_that_are_there_are_deleted() -> None:
+    with pytest.raises(IndexError):
+        records.without(GOLDEN_BATCH, 3)
+
+
+GOLDEN_HOLES = bytes.fromhex("01 04 0003 96 07 c0 93 a1 61 c0 a1 63 93 01 c0 03 c0 91 01")
+
+
+def test_golden_bytes_of_a_batch_with_a_deleted_message() -> None:
+    batch = records.without(RecordBatch(7, None, ["a", "b", "c"], [1, 2, 3], None), 1)
+    assert packed(batch) == GOLDEN_HOLES
+    assert records.decode(GOLDEN_HOLES) == batch
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param("01 04 0001 95 07 c0 91 c0 91 c0 c0", id="no list"),
+        pytest.param("01 04 0001 96 07 c0 91 c0 91 c0 c0 c0", id="nil"),
+        pytest.param("01 04 0001 96 07 c0 91 c0 91 c0 c0 90", id="none"),
+        pytest.param("01 04 0001 96 07 c0 91 c0 91 c0 c0 91 01", id="beyond the end"),
+        pytest.param("01 04 0001 96 07 c0 91 c0 91 c0 c0 91 ff", id="before the start"),
+        pytest.param("01 04 0001 96 07 c0 91 c0 91 c0 c0 92 00 00", id="twice"),
+        pytest.param("01 04 0002 96 07 c0 92 c0 c0 92 c0 c0 c0 92 01 00", id="falling"),
+        pytest.param("01 04 0001 96 07 c0 91 c0 91 c0 c0 91 a1 30", id="text"),
+        pytest.param("01 04 0001 96 07 c0 91 a1 61 91 c0 c0 91 00", id="key left"),
+        pytest.param("01 04 0001 96 07 c0 91 c0 91 07 c0 91 00", id="value left"),
+        pytest.param("01 04 0001 96 07 c0 91 c0 91 c0 91 80 91 00", id="headers left"),
+        pytest.param("01 00 0001 96 07 c0 91 c0 91 c0 c0 91 00", id="no flag"),
+    ],
+)
+def test_wrong_places_of_deleted_messages(data: str) -> None:
+    with pytest.raises(CorruptData):
+        records.decode(bytes.fromhex(data))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +237,7 @@ def test_huge_claimed_lengths_are_refused(data: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("header", "says"),
-    [(b"\0\0\0\1", "version 0"), (b"\2\0\0\1", "version 2"), (b"\1\1\0\1", "flags 1"), (b"\1\x80\0\1", "flags 128")],
+    [(b"\0\0\0\1", "version 0"), (b"\2\0\0\1", "version 2"), (b"\1\3\0\1", "flags 3"), (b"\1\x08\0\1", "flags 8")],
 )
 def test_unknown_version_or_flags(header: bytes, says: str) -> None:
     with pytest.raises(CorruptData, match=says):

@@ -1,131 +1,101 @@
-"""The session of a shard's owner against a model of the store: crashes, lost replies and takeovers at any point."""
+"""The owner of a shard (session, lanes, what is handled later, as runtime/shard.py joins them) against a model of the
+store: failures, retries, dead letters and replays, with crashes, lost replies and takeovers at any point.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+import itertools
+from collections import Counter, deque
+from collections.abc import Iterator
 
 import msgspec
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from shardq.core import records
-from shardq.core.message import Message, Ownership
-from shardq.core.session import NEW, Entry, Session, Step, dead_letter, unpack_progress
+from shardq.core import intake, later, session
+from shardq.core.lanes import lane_key
+from shardq.core.lease import Trust
+from shardq.core.message import Message
+from shardq.core.records import Key
+from shardq.core.session import Step
+from shardq.runtime import shard as runtime_shard
+from shardq.runtime.failures import dead_record_of
+from shardq.runtime.shard import OwnedShard
+from shardq.storage.keys import Keys
+from tests.core.store_model import BAD, GOOD, ID, Store, batch_of, number_of
 
-ID = tuple[int, int]  # entry, index of the message
+KEYS: list[Key] = [None, "a", "a", b"a", "b", b"\xff"]
 NONCES = "ab"
 FATES = ["answered"] * 4 + ["reply lost", "call lost"]
-RECORD = b"the record of a message whose attempts are used up"
+WAITS_S = [0.0, 0.05, 1.0, 30.0]
 
 
-class Reply(NamedTuple):
-    status: str
-    entries: Sequence[Entry] = ()
-    progress: Sequence[bytes] = ()
+class Clock:
+    now_s = 0.0
 
 
-def number_of(entry: str | bytes) -> int:
-    text = entry.decode() if isinstance(entry, bytes) else entry
-    return int(text.split("-")[0])
+@pytest.fixture(autouse=True)
+def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounds that a test of a few messages reaches."""
+    monkeypatch.setattr(later, "PAGE", 3)
+    monkeypatch.setattr(session, "ITEMS_AT_ONCE", 2)
+    monkeypatch.setattr(session, "STEP_BYTES", 200)
+    monkeypatch.setattr(runtime_shard, "monotonic", lambda: Clock.now_s)
 
 
-def batch_bytes(count: int) -> bytes:
-    return records.encode(records.RecordBatch(7, None, ["k"] * count, [b"v"] * count, None))
+def id_of(message: Message) -> ID:
+    return number_of(message.batch.entry), message.index
 
 
-@dataclass
-class Store:
-    """One shard as scripts/append.lua and scripts/step.lua keep it, for one group."""
-
-    stream: dict[int, list[bytes]] = field(default_factory=dict)
-    counts: dict[int, int] = field(default_factory=dict)  # also of entries that were deleted while pending
-    pending: list[int] = field(default_factory=list)
-    progress: dict[int, bytes] = field(default_factory=dict)
-    token: str = ""
-    step_number: int = 0
-    last: int = 0
-    appended: int = 0
-    foreign: int = 0
-    acked: int = 0
-    dead: int = 0
-    delivered: int = 0
-    letters: list[tuple[int, bytes]] = field(default_factory=list)
-
-    def add(self, fields: list[bytes], count: int, *, ours: bool) -> None:
-        entry = len(self.counts) + 1
-        self.stream[entry], self.counts[entry] = fields, count
-        self.appended += count if ours else 0
-
-    def step(self, token: str, step: Step) -> Reply:
-        if token != self.token:
-            return Reply("FENCED")
-        if step.number <= self.step_number:
-            return Reply("REPEAT")
-        self.step_number = step.number
-        self.acked += step.acked
-        for batch in step.finished:
-            self.pending.remove(number_of(batch.entry))  # an entry acknowledged twice is the test's failure
-            self.progress.pop(number_of(batch.entry), None)
-        for batch, done in step.partial:
-            self.progress[number_of(batch.entry)] = done
-        self.letters += step.dead
-        self.dead += sum(count for count, _ in step.dead)
-        return self.fetch(step) if step.entries_max else Reply("OK")
-
-    def fetch(self, step: Step) -> Reply:
-        if step.cursor != NEW:
-            found = [entry for entry in self.pending if entry > number_of(step.cursor)][: step.entries_max]
-            return Reply("OK", self.entries(found), [self.progress.get(entry, b"") for entry in found])
-        found = [entry for entry in self.stream if entry > self.last][: step.entries_max]
-        self.pending += found
-        for entry in found:
-            self.last = entry
-            self.delivered += self.counts[entry]
-            self.foreign += self.stream[entry][0] != b"at"
-        return Reply("OK", self.entries(found))
-
-    def entries(self, numbers: list[int]) -> list[Entry]:
-        return [(f"{number}-0".encode(), self.stream.get(number, [])) for number in numbers]
-
-    def unfinished(self) -> set[ID]:
-        """Every message that the group has not finished, by reading all there is."""
-        left = set()
-        for entry in [*self.pending, *(entry for entry in self.stream if entry > self.last)]:
-            done = unpack_progress(self.progress.get(entry, b""), self.counts[entry])
-            left |= {(entry, index) for index in range(self.counts[entry]) if not done[index]}
-        return left
+def lane(key: Key) -> str | None:
+    return lane_key(key) if key is not None else None
 
 
-class SessionMachine(RuleBasedStateMachine):
-    """`session` is the present owner's; `held` what its handlers have, `finished` what any owner's handler finished."""
+class OwnerMachine(RuleBasedStateMachine):
+    """`shard` is the present owner's. `over` are the messages that its handlers are through with or that were finished
+    in the store when it took over; `returned` those that any owner's handler returned from."""
+
+    by_key = True
+    lists = False
 
     @initialize()
     def begin(self) -> None:
+        Clock.now_s = 100.0
         self.store = Store()
-        self.session = Session(Ownership("q", "g", 0, 0, ""), 0, dead_letter)
-        self.finished: set[ID] = set()
+        self.lane_of: dict[ID, str | None] = {}
         self.broken: dict[int, int] = {}
         self.deleted: set[int] = set()
+        self.unordered: set[ID] = set()  # replayed, or never read: they have no place in their key's order
+        self.returned: set[ID] = set()
+        self.wrote: Counter[str] = Counter()
         self.epoch = 0
         self.take_over()
 
-    # -- what other clients do ----------------------------------------------------------------------------------------
+    # -- what other clients do -------------------------------------------------------------------------------
 
-    @rule(count=st.integers(1, 9))
-    def append(self, count: int) -> None:
-        self.store.add([b"at", b"0", b"batch", batch_bytes(count)], count, ours=True)
+    def note(self, keys: list[Key]) -> None:
+        entry = self.store.next_entry
+        self.lane_of |= {(entry, index): lane(key) for index, key in enumerate(keys)}
+
+    @rule(keys=st.lists(st.sampled_from(KEYS), min_size=1, max_size=5))
+    def append(self, keys: list[Key]) -> None:
+        self.note(keys)
+        self.store.add([b"at", b"0", b"batch", batch_of(self.store.next_entry, keys)], len(keys), ours=True)
 
     @rule(count=st.integers(1, 9), tail=st.binary(max_size=5))
     def append_a_broken_batch(self, count: int, tail: bytes) -> None:
-        self.broken[len(self.store.counts) + 1] = count
-        self.store.add([b"at", b"0", b"batch", batch_bytes(count)[:4] + b"\xc1" + tail], count, ours=True)
+        entry = self.store.next_entry
+        self.note([None] * count)
+        self.broken[entry] = count
+        self.unordered |= {(entry, index) for index in range(count)}
+        self.store.add([b"at", b"0", b"batch", batch_of(1, ["k"] * count)[:4] + b"\xc1" + tail], count, ours=True)
 
-    @rule(fields=st.lists(st.sampled_from([b"name", b"value", b"batch"]), min_size=1, max_size=3))
-    def append_a_foreign_entry(self, fields: list[bytes]) -> None:
-        self.store.add([part for name in fields for part in (name, b"x")], 1, ours=False)
+    @rule(names=st.lists(st.sampled_from([b"name", b"value", b"batch"]), min_size=1, max_size=3))
+    def append_a_foreign_entry(self, names: list[bytes]) -> None:
+        self.note([None])
+        self.store.add([part for name in names for part in (name, b"x")], 1, ours=False)
 
     @precondition(lambda self: any(self.deletable()))
     @rule(data=st.data())
@@ -133,125 +103,264 @@ class SessionMachine(RuleBasedStateMachine):
         entry = data.draw(st.sampled_from(self.deletable()))
         del self.store.stream[entry]
         self.deleted.add(entry)
+        self.unordered.add((entry, 0))
 
     def deletable(self) -> list[int]:
         # Of one message: whoever reads it then can only tell that one entry is gone.
         return [entry for entry in self.store.pending if self.store.counts[entry] == 1 and entry in self.store.stream]
 
-    # -- what the owner does ------------------------------------------------------------------------------------------
+    @precondition(lambda self: self.store.dead_ids())
+    @rule()
+    def replay(self) -> None:
+        letters = [msgspec.msgpack.decode(raw) for _, raw in self.store.letters]
+        place = next(place for place, letter in enumerate(letters) if "id" in letter)
+        replayed = self.store.replay(place)
+        self.unordered.add(replayed)
+        self.over.discard(replayed)
+        self.returned.discard(replayed)
 
-    @rule(now=st.sampled_from([True, False, False, False]))
+    # -- time, and the owner's life --------------------------------------------------------------------------
+
+    @rule(passed_s=st.sampled_from([0.05, 0.2, 2.0, 40.0]))
+    def wait(self, passed_s: float) -> None:
+        Clock.now_s += passed_s
+        self.store.now_ms += int(passed_s * 1000)
+
+    @rule(now=st.booleans())
     def crash(self, now: bool) -> None:
         if now:
             self.take_over()
 
     def take_over(self) -> None:
         """The owner crashed, or was too slow: a step of its own that is still under way comes too late."""
-        late = (self.session, self.waiting) if self.epoch and self.waiting is not None else None
+        late = (self.shard, self.waiting) if self.epoch and self.waiting is not None else None
         self.epoch += 1
-        owner = Ownership("q", "g", 0, self.epoch, NONCES[self.epoch % 2])
-        self.session = Session(owner, 0, dead_letter)
-        self.store.token, self.store.step_number = owner.token, 0
-        self.held: list[Message] = []
-        self.seen: set[ID] = set()
+        self.ready: deque[Message] = deque()
+        self.shard = OwnedShard(
+            "q",
+            "g",
+            0,
+            self.epoch,
+            NONCES[self.epoch % 2],
+            keys=Keys("p", "q").shard(0, "t"),
+            step=0,
+            trust=Trust(5, Clock.now_s),
+            ready=None if self.lists else self.ready,
+            by_key=self.by_key,
+        )
+        self.store.token, self.store.step_number = self.shard.token, 0
+        self.line: deque[list[Message]] = deque()
+        self.running: list[Message] = []
+        self.running_batches: list[list[Message]] = []
         self.waiting: Step | None = None
-        self.uncommitted = self.store.unfinished()
+        self.over: set[ID] = set(self.lane_of) - self.store.unfinished()
         if late is not None:
-            assert self.store.step(late[0].owner.token, late[1]).status == "FENCED"
+            assert self.store.step(late[0].token, late[1]).status == "FENCED"
 
-    @precondition(lambda self: self.held)
-    @rule(data=st.data(), bury=st.booleans())
-    def finish_one(self, data: st.DataObject, bury: bool) -> None:
-        message = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
-        self.finished.add((number_of(message.batch.entry), message.index))
-        if bury:
-            self.session.bury(message, RECORD)
+    # -- handling, one message at a time ---------------------------------------------------------------------
+
+    @precondition(lambda self: self.ready)
+    @rule(count=st.integers(1, 3))
+    def take(self, count: int) -> None:
+        for _ in range(min(count, len(self.ready))):
+            message = self.ready.popleft()
+            self.may_start(message)
+            self.running.append(message)
+
+    def may_start(self, message: Message) -> None:
+        id_ = id_of(message)
+        assert id_ not in self.over, "handled again though it was over"
+        assert id_ not in map(id_of, self.running), "handled twice at once"
+        if message.value != [*id_]:
+            assert isinstance(message.value, dict), message.value
+            assert set(message.value.values()) == {b"x"}, message.value
+        if not self.by_key or self.lane_of[id_] is None:
+            return
+        assert self.lane_of[id_] == lane(message.key)
+        if not self.lists:
+            assert self.lane_of[id_] not in [self.lane_of[id_of(other)] for other in self.running], "two at a time"
+        if id_ not in self.unordered:
+            before = {other for other in self.ordered(self.lane_of[id_]) if other < id_}
+            assert before <= self.over | set(map(id_of, self.running)), "handled before an earlier one of its key"
+
+    def ordered(self, of_lane: str | None) -> list[ID]:
+        return sorted(id_ for id_, other in self.lane_of.items() if other == of_lane and id_ not in self.unordered)
+
+    def chosen(self, data: st.DataObject) -> Message:
+        return self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
+
+    @precondition(lambda self: self.running and not self.lists)
+    @rule(data=st.data(), effect=st.sampled_from([None, None, GOOD, BAD]))
+    def handler_returns(self, data: st.DataObject, effect: object) -> None:
+        message = self.chosen(data)
+        if effect is not None:
+            self.shard.effects[message.id] = [effect]
+        self.through(message, returned=True)
+        self.shard.finish(message)
+
+    @precondition(lambda self: self.running and not self.lists)
+    @rule(data=st.data(), wait_s=st.sampled_from(WAITS_S))
+    def handler_fails(self, data: st.DataObject, wait_s: float) -> None:
+        message = self.chosen(data)
+        self.scribble(message)
+        self.shard.effects[message.id] = [GOOD]
+        self.shard.put_off(message, wait_s, "it failed")
+
+    @precondition(lambda self: self.running and not self.lists)
+    @rule(data=st.data())
+    def handler_gives_up(self, data: st.DataObject) -> None:
+        message = self.chosen(data)
+        self.through(message, returned=False)
+        self.shard.bury(message, dead_record_of(message, "it failed"))
+
+    def through(self, message: Message, *, returned: bool) -> None:
+        self.scribble(message)
+        self.over.add(id_of(message))
+        if returned:
+            self.returned.add(id_of(message))
+
+    @staticmethod
+    def scribble(message: Message) -> None:
+        """What handlers do to the object they are given is nobody else's business."""
+        if isinstance(message.value, list):
+            message.value.append("scribble")
         else:
-            self.session.finish(message)
+            message.value["scribble"] = b"y"
 
-    @precondition(lambda self: self.held)
-    @rule(data=st.data(), all_of_it=st.booleans())
-    def finish_several_of_one_batch(self, data: st.DataObject, all_of_it: bool) -> None:
-        batch = data.draw(st.sampled_from(self.held)).batch
-        mine = [message for message in self.held if message.batch is batch]
-        chosen = mine if all_of_it else data.draw(st.lists(st.sampled_from(mine), min_size=1, unique_by=id))
-        self.finished |= {(number_of(message.batch.entry), message.index) for message in chosen}
-        self.held = [message for message in self.held if message not in chosen]
-        self.session.finish_list(chosen)
+    # -- committing and fetching -----------------------------------------------------------------------------
 
-    @rule(limit=st.integers(1, 4) | st.just(0), fate=st.sampled_from(FATES))
+    @rule(limit=st.integers(1, 4), fate=st.sampled_from(FATES))
     def step(self, limit: int, fate: str) -> None:
         """One try of the step that is under way, or of a new one."""
-        if self.waiting is None:
-            self.waiting = self.session.next_step(limit)
+        self.waiting = self.waiting or self.new_step(limit)
         self.try_step(fate)
 
+    def new_step(self, limit: int) -> Step:
+        """As ShardOwner does it."""
+        held = self.shard.session
+        if held.later.due_in_s(Clock.now_s) <= 0 and held.items_wanted > 0:
+            held.ask(held.later.take_due(Clock.now_s, held.items_wanted, lambda: held.later.alone is None))
+        return held.next_step(min(limit, held.entries_wanted(1000)))
+
     def try_step(self, fate: str) -> None:
-        step = self.waiting
+        step, held = self.waiting, self.shard.session
         assert step is not None
         if fate == "call lost":
             return
-        entries = [number_of(batch.entry) for batch in step.finished]
-        reply = self.store.step(self.session.owner.token, step)
-        self.nothing_unfinished_was_acknowledged(entries)
+        before = self.store.kept_ids()
+        answer = self.store.step(self.shard.token, step)
+        self.nothing_unfinished_was_acknowledged(step, set(before))
         if fate == "reply lost":
             return
-        self.waiting = None
-        assert reply.status != "FENCED"
-        self.session.applied(step)
-        if reply.status == "REPEAT":
-            self.session.reread()
+        assert answer.status != "FENCED"
+        if answer.status == "EFFECT":
+            self.refuse(step, answer.effect)
             return
-        for messages in self.session.receive(step, reply.entries, reply.progress):
-            self.hand_out(messages)
+        self.waiting = None
+        held.applied(step)
+        if answer.status == "REPEAT":
+            held.reread(step, Clock.now_s)
+            return
+        for messages in held.receive(step, answer.fetched, Clock.now_s):
+            self.bring(messages)
 
-    def hand_out(self, messages: list[Message]) -> None:
-        ids = [(number_of(message.batch.entry), message.index) for message in messages]
+    def refuse(self, step: Step, number: int) -> None:
+        message = step.effects[number - 1][0]
+        self.returned.discard(id_of(message))
+        self.shard.session.amend(step, message, dead_record_of(message, "Redis refused"))
+
+    def bring(self, messages: list[Message]) -> None:
+        assert messages
+        ids = list(map(id_of, messages))
         assert ids == sorted(ids)
-        assert not self.seen & set(ids), "handled twice by one owner"
-        at_takeover = {entry for entry, _ in self.uncommitted}
-        assert all(id_ in self.uncommitted for id_ in ids if id_[0] in at_takeover), "handled again though committed"
-        self.seen |= set(ids)
-        self.held += messages
+        assert not self.over & set(ids), "fetched again though it was over"
+        if self.lists:
+            self.line.append(messages)
+        else:
+            self.shard.admit(messages)
 
-    def nothing_unfinished_was_acknowledged(self, entries: list[int]) -> None:
-        for entry in entries:
-            if entry not in self.broken and entry not in self.deleted:
-                assert {(entry, index) for index in range(self.store.counts[entry])} <= self.finished
+    def nothing_unfinished_was_acknowledged(self, step: Step, kept_before: set[ID]) -> None:
+        """An entry goes in the step that puts its last messages elsewhere, not before it."""
+        elsewhere = self.over | self.store.dead_ids() | set(self.store.kept_ids()) | kept_before
+        for batch in step.finished:
+            entry = number_of(batch.entry)
+            if entry not in self.store.pending and entry not in self.broken and entry not in self.deleted:
+                assert {(entry, index) for index in range(self.store.counts[entry])} <= elsewhere
 
-    # -- what must hold -----------------------------------------------------------------------------------------------
+    # -- what must hold --------------------------------------------------------------------------------------
+
+    def in_hand(self) -> Iterator[Message]:
+        yield from self.running
+        yield from self.ready
+        yield from itertools.chain.from_iterable(self.line)
+        if self.shard.lanes is not None:
+            yield from itertools.chain.from_iterable(filter(None, self.shard.lanes._waiting.values()))
 
     @invariant()
-    def counters_are_exact(self) -> None:
-        store = self.store
-        backlog = store.appended + store.foreign - store.acked - store.dead
-        unread = sum(fields[0] != b"at" for entry, fields in store.stream.items() if entry > store.last)
-        assert backlog == len(store.unfinished()) - unread
-        assert self.session.outstanding == len(self.held)
+    def all_holds(self) -> None:
+        left = self.store.unfinished()
+        assert self.store.backlog() == len(left), "the counters are not exact"
+        assert self.shard.session.outstanding == len(list(self.in_hand()))
+        gone = set(self.lane_of) - left - self.returned - self.store.dead_ids()
+        assert {entry for entry, _ in gone} <= self.broken.keys() | self.deleted, "lost"
+        assert all(count == 1 for count in self.store.carried_out.values()), "an effect was carried out twice"
+        if self.by_key:
+            self.each_key_is_finished_from_its_beginning(left)
+            self.one_of_a_key_is_in_hand()
+
+    def one_of_a_key_is_in_hand(self) -> None:
+        if not self.lists:
+            lanes = [self.lane_of[id_of(message)] for message in [*self.running, *self.ready]]
+            assert all(count == 1 for of_lane, count in Counter(lanes).items() if of_lane is not None)
+
+    def each_key_is_finished_from_its_beginning(self, left: set[ID]) -> None:
+        """Whoever takes over now finds each key finished up to some message, and nothing behind that."""
+        for of_lane in ("a", "b", "\udcff"):
+            marks = [id_ in left for id_ in self.ordered(of_lane)]
+            assert marks == sorted(marks), "a later message of the key was finished first"
+
+    # -- the end ---------------------------------------------------------------------------------------------
+
+    def handle_all(self) -> None:
+        while self.ready or self.running:
+            if self.ready:
+                self.take(1)
+            message = self.running.pop()
+            self.through(message, returned=True)
+            self.shard.finish(message)
 
     def teardown(self) -> None:
+        held = self.shard.session
         rounds = 0
-        while self.waiting is not None or self.held or self.session.uncommitted or self.store.unfinished():
+        while self.waiting or any(self.in_hand()) or held.uncommitted or held.hungry or self.store.unfinished():
             rounds += 1
             assert rounds < 1000, "never comes to an end"
-            for message in self.held:
-                self.finished.add((number_of(message.batch.entry), message.index))
-                self.session.finish(message)
-            self.held = []
-            self.waiting = self.waiting or self.session.next_step(3)
-            self.try_step("answered")
-        self.counters_are_exact()
+            self.handle_all()
+            self.step(3, "answered")
+            self.wait(40.0)
+            self.all_holds()
         assert not self.store.pending
-        assert not self.session.in_flight
-        every = {(entry, index) for entry, count in self.store.counts.items() for index in range(count)}
-        set_aside = {id_ for id_ in every if id_[0] in self.broken or id_[0] in self.deleted}
-        assert every - set_aside <= self.finished, "lost"
-        letters = [(msgspec.msgpack.decode(raw), count) for count, raw in self.store.letters if raw != RECORD]
-        entries = [(number_of(letter["entry"]), count) for letter, count in letters]
+        assert not self.store.kept
+        self.nothing_is_remembered()
+        self.dead_letters_are_of_what_was_broken()
+
+    def nothing_is_remembered(self) -> None:
+        held = self.shard.session
+        assert not held.in_flight
+        assert not held.later.holding
+        assert not held.later.items
+        assert held.later.due_in_s(Clock.now_s) == float("inf")
+        assert held.later.alone is None
+        assert not self.shard.effects
+        assert self.shard.lanes is None or not len(self.shard.lanes)
+
+    def dead_letters_are_of_what_was_broken(self) -> None:
+        letters = [(msgspec.msgpack.decode(raw), count) for count, raw in self.store.letters]
+        entries = [(number_of(letter["entry"]), count) for letter, count in letters if "id" not in letter]
         assert len(entries) == len(dict(entries)), "two dead letters of one entry"
         kept = {entry: count for entry, count in self.broken.items() if entry not in self.deleted}
         assert {entry: count for entry, count in entries if entry not in self.deleted} == kept
 
 
-SessionMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=40)
-TestSession = SessionMachine.TestCase
+OwnerMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=50)
+TestOwner = OwnerMachine.TestCase

@@ -29,6 +29,12 @@ REQUIRED = {
     "shardq_messages_acked_total": "counter",
     "shardq_messages_retried_total": "counter",
     "shardq_messages_dead_total": "counter",
+    "shardq_messages_replayed_total": "counter",
+    "shardq_messages_lost_total": "counter",
+    "shardq_messages_dropped_total": "counter",
+    "shardq_dead_letters": "gauge",
+    "shardq_waiting_messages": "gauge",
+    "shardq_delayed_messages": "gauge",
     "shardq_pel_entries": "gauge",
     "shardq_pel_messages": "gauge",
     "shardq_backlog_messages": "gauge",
@@ -114,8 +120,8 @@ async def test_every_figure_is_what_was_sent_and_handled(cluster: LocalCluster, 
         assert all(age > 0 for age in sent.values("shardq_oldest_unread_age_seconds", queue_name))
 
         go = anyio.Event()
-        worker = shardq.Worker(queue_name, group="g", name="w", lease=2)
-        worker.settings = dataclasses.replace(worker.settings, retries=RETRIES)
+        retry = shardq.Retry(attempts=1 + RETRIES, base=0.05)
+        worker = shardq.Worker(queue_name, group="g", name="w", lease=2, retry=retry)
 
         @worker.handler
         async def handle(message: shardq.Message) -> None:

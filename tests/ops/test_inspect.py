@@ -25,7 +25,7 @@ def counters(**changes: int | str) -> GroupCounters:
 
 
 def shard(appended: int, time_ms: int = 0) -> ShardCounters:
-    return ShardCounters(time_ms, 0, "", "open", appended, 0, (), {})
+    return ShardCounters(time_ms, 0, "", "open", appended, 0, 0, 0, (), {})
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,9 @@ def shard(appended: int, time_ms: int = 0) -> ShardCounters:
         (10, {}, 10, 0),
         (10, {"delivered": 6, "acked": 4}, 6, 2),
         (10, {"delivered": 10, "acked": 7, "dead": 3}, 0, 0),
+        (10, {"delivered": 10, "acked": 7, "dead": 3, "replayed": 2}, 2, 2),  # handed back, in hand again
+        (10, {"delivered": 10, "acked": 7, "waiting": 3}, 3, 0),  # waiting for a retry, in no entry any more
+        (10, {"delivered": 5, "acked": 5, "skip": 3}, 2, 0),  # 3 were dropped before the group got them
         (10, {"base": 4}, 6, 0),  # 4 were gone before the group began
         (10, {"foreign": 2, "delivered": 12, "acked": 11}, 1, 1),
         (10, {"delivered": 3, "acked": 4}, 6, 0),  # never negative, whatever a failover rolled back

@@ -24,6 +24,7 @@ from tests.runtime.proxy import proxied
 pytestmark = pytest.mark.anyio
 
 GROUP = "g"
+FAST = shardq.Retry(base=0.05, factor=1.5)
 
 
 @asynccontextmanager
@@ -48,7 +49,7 @@ async def total(queue: shardq.Queue, name: str) -> int:
 
 
 async def test_a_failing_message_is_tried_again_five_times_and_kept(cluster: LocalCluster, queue_name: str) -> None:
-    worker = shardq.Worker(queue_name, group=GROUP)
+    worker = shardq.Worker(queue_name, group=GROUP, retry=FAST)
     seen: dict[Any, list[Any]] = defaultdict(list)
 
     @worker.handler
@@ -83,8 +84,7 @@ async def test_a_failing_message_is_tried_again_five_times_and_kept(cluster: Loc
 async def test_failures_that_can_not_be_described_become_dead_letters_too(
     cluster: LocalCluster, queue_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shardq.runtime.runners.RETRY_FIRST_S", 0.001)
-    worker = shardq.Worker(queue_name, group=GROUP)
+    worker = shardq.Worker(queue_name, group=GROUP, retry=FAST)
 
     class Unspeakable(Exception):
         def __repr__(self) -> str:
@@ -111,7 +111,7 @@ async def test_failures_that_can_not_be_described_become_dead_letters_too(
 
 
 async def test_a_queue_declared_anew_is_consumed_again(cluster: LocalCluster, queue_name: str) -> None:
-    worker = shardq.Worker(queue_name, group=GROUP, lease=0.6)
+    worker = shardq.Worker(queue_name, group=GROUP, retry=FAST, lease=0.6)
     values: list[Any] = []
 
     @worker.handler
@@ -133,7 +133,7 @@ async def test_a_queue_declared_anew_is_consumed_again(cluster: LocalCluster, qu
 
 
 async def test_garbage_is_set_aside_and_foreign_entries_are_delivered(cluster: LocalCluster, queue_name: str) -> None:
-    worker = shardq.Worker(queue_name, group=GROUP)
+    worker = shardq.Worker(queue_name, group=GROUP, retry=FAST)
     values: list[Any] = []
 
     @worker.handler
@@ -166,7 +166,7 @@ async def test_garbage_is_set_aside_and_foreign_entries_are_delivered(cluster: L
 async def test_batch_handlers_get_lists_in_order_and_a_failing_list_is_retried(
     cluster: LocalCluster, queue_name: str
 ) -> None:
-    worker = shardq.Worker(queue_name, group=GROUP)
+    worker = shardq.Worker(queue_name, group=GROUP, retry=FAST)
     seen: dict[Any, list[Any]] = defaultdict(list)
     failures = 0
 
@@ -194,7 +194,7 @@ async def test_batch_handlers_get_lists_in_order_and_a_failing_list_is_retried(
 
 
 async def test_keys_run_side_by_side_and_each_one_in_order(cluster: LocalCluster, queue_name: str) -> None:
-    worker = shardq.Worker(queue_name, group=GROUP, concurrency=8)
+    worker = shardq.Worker(queue_name, group=GROUP, retry=FAST, concurrency=8)
     running_now: set[Any] = set()
     seen: dict[Any, list[Any]] = defaultdict(list)
     most = 0
@@ -222,7 +222,7 @@ async def test_keys_run_side_by_side_and_each_one_in_order(cluster: LocalCluster
 
 async def test_lost_replies_to_commits_repeat_nothing(server_binary: Any, queue_name: str) -> None:
     """Cuts the worker's connection behind the server's back: each step is applied once however often it is sent."""
-    worker = shardq.Worker(queue_name, group=GROUP)
+    worker = shardq.Worker(queue_name, group=GROUP, retry=FAST)
     handled: dict[str, int] = defaultdict(int)
 
     @worker.handler
@@ -250,7 +250,7 @@ async def test_lost_replies_to_commits_repeat_nothing(server_binary: Any, queue_
 
 async def test_a_worker_that_can_not_renew_stops_its_handlers(server_binary: Any, queue_name: str) -> None:
     """With its node out of reach a worker's own clock ends its trust: handlers stop, and go on when it is back."""
-    worker = shardq.Worker(queue_name, group=GROUP, lease=1.5)
+    worker = shardq.Worker(queue_name, group=GROUP, retry=FAST, lease=1.5)
     cancelled = anyio.Event()
     finished: list[Any] = []
 
@@ -286,7 +286,7 @@ async def held(queue: shardq.Queue) -> bool:
 
 
 async def test_one_list_of_a_shard_at_a_time_also_across_renewals(cluster: LocalCluster, queue_name: str) -> None:
-    worker = shardq.Worker(queue_name, group=GROUP, lease=0.6)
+    worker = shardq.Worker(queue_name, group=GROUP, retry=FAST, lease=0.6)
     at_work: set[int] = set()
     seen: list[Any] = []
 
@@ -312,7 +312,7 @@ async def test_one_list_of_a_shard_at_a_time_also_across_renewals(cluster: Local
 
 
 async def test_a_cancellation_of_the_handlers_own_making_is_a_failure(cluster: LocalCluster, queue_name: str) -> None:
-    worker = shardq.Worker(queue_name, group=GROUP, concurrency=1)
+    worker = shardq.Worker(queue_name, group=GROUP, retry=FAST, concurrency=1)
     seen: list[Any] = []
 
     @worker.handler
@@ -334,7 +334,7 @@ async def test_a_cancellation_of_the_handlers_own_making_is_a_failure(cluster: L
 
 
 async def test_a_worker_can_be_stopped_while_the_store_is_away(server_binary: Any, queue_name: str) -> None:
-    worker = shardq.Worker(queue_name, group=GROUP, lease=0.6, drain_limit=0.5)
+    worker = shardq.Worker(queue_name, group=GROUP, retry=FAST, lease=0.6, drain_limit=0.5)
     ended = anyio.Event()
 
     @worker.handler
@@ -362,7 +362,7 @@ async def every_lease_held(queue: shardq.Queue) -> bool:
 
 
 async def test_a_cancelled_worker_gives_its_leases_back(cluster: LocalCluster, queue_name: str) -> None:
-    worker = shardq.Worker(queue_name, group=GROUP)
+    worker = shardq.Worker(queue_name, group=GROUP, retry=FAST)
     started, ended = 0, 0
 
     @worker.handler
@@ -390,7 +390,7 @@ async def test_a_cancelled_worker_gives_its_leases_back(cluster: LocalCluster, q
 
 
 async def test_garbage_in_the_control_hash_stops_nobody(cluster: LocalCluster, queue_name: str) -> None:
-    worker = shardq.Worker(queue_name, group=GROUP)
+    worker = shardq.Worker(queue_name, group=GROUP, retry=FAST)
     values: list[Any] = []
 
     @worker.handler
@@ -435,12 +435,20 @@ async def test_closing_a_client_ends_the_calls_of_others(server_binary: Any, que
 
 
 async def test_bad_workers_have_their_errors(cluster: LocalCluster, queue_name: str) -> None:
-    worker = shardq.Worker(queue_name, group=GROUP)
+    worker = shardq.Worker(queue_name, group=GROUP, retry=FAST)
     async with shardq.connect(cluster.url) as client:
         with pytest.raises(shardq.UsageError, match="no handler"):
             await worker.run(client)
-        with pytest.raises(shardq.UsageError, match="async def"):
-            worker.handler(lambda message: message)
+        with pytest.raises(shardq.UsageError, match="1 arguments"):
+            worker.handler(lambda: None)
+        with pytest.raises(shardq.UsageError, match="a function"):
+            worker.handler(3)  # type: ignore[type-var]
+
+        with pytest.raises(shardq.UsageError, match="generator"):
+
+            @worker.handler
+            async def stream(message: shardq.Message) -> AsyncIterator[int]:
+                yield 1
 
         @worker.handler
         async def handle(message: shardq.Message) -> None: ...

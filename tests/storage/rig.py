@@ -12,13 +12,14 @@ import anyio
 
 import shardq
 from shardq.core import records
-from shardq.core.message import Batch, Ownership
-from shardq.core.session import NEW, Step, unpack_progress
+from shardq.core.effects import Effect
+from shardq.core.message import Batch, Message, Ownership
+from shardq.core.session import NEW, Put, Step, unpack_progress
 from shardq.core.slots import tag_for_slot
-from shardq.storage import calls, counters
-from shardq.storage.calls import Acquired, Appended, Stepped
+from shardq.storage import calls, counters, dead
+from shardq.storage.calls import Acquired, Appended, Item, Stepped
 from shardq.storage.cluster import Packed, pack_command
-from shardq.storage.counters import GroupCounters
+from shardq.storage.counters import GroupCounters, ShardCounters
 from shardq.storage.keys import Keys
 from shardq.storage.pipes import Call, Pipes
 
@@ -31,6 +32,11 @@ def batch_of(*values: str, count: int | None = None) -> bytes:
     return records.encode(records.RecordBatch(7, None, [None] * len(own), own, None))
 
 
+def one(value: str, **how: Any) -> Item:
+    """A message of append_each; `how` as the fields of Item."""
+    return Item(batch_of(value), **how)
+
+
 class Rig:
     """Shard 0 of a queue of its own in `slot`, opened; and group "g", opened by `open_group`."""
 
@@ -39,7 +45,8 @@ class Rig:
         self.pipes: Pipes = client.pipes
         self.keys = Keys("shardq", queue)
         self.shard = self.keys.shard(0, tag_for_slot(slot))
-        self.owner = Ownership(queue, "g", 0, 0, "")
+        self.owner = Ownership(queue, "g", 0, 0, "", slot)
+        self.message = Message(None, b"", None, 0, 0, Batch(self.owner, "0-1", 1))
         self.numbers: dict[str, int] = {}
 
     async def command(self, *args: str | bytes | int) -> Any:
@@ -52,15 +59,38 @@ class Rig:
     async def open_group(self, group: str = "g") -> None:
         await calls.open_group(self.pipes, self.shard, group)
 
+    # -- appending -------------------------------------------------------------------------------------------
+
     async def append(self, producer: str, sequence: int, *values: str) -> Appended:
         raw = batch_of(*values)
-        packed = calls.pack_append(self.shard, producer, sequence, max(len(values), 1), raw, None)
-        return await self.send(packed)
+        return await self.send(calls.pack_append(self.shard, producer, sequence, max(len(values), 1), raw, None))
 
-    async def send(self, packed: Packed) -> Appended:
+    async def stored(self, producer: str, sequence: int, *values: str) -> str:
+        """Appends; returns the id of the entry."""
+        appended = await self.append(producer, sequence, *values)
+        assert appended.status == "OK"
+        return appended.entries[0]
+
+    async def append_each(self, producer: str, sequence: int, *items: Item) -> Appended:
+        return await self.send(calls.pack_append_each(self.shard, producer, sequence, items, None), each=len(items))
+
+    async def promote(self, most: int = 1000) -> tuple[int, int | None]:
+        return await calls.promote(self.pipes, self.shard, most=most, timeout_s=TIMEOUT_S)
+
+    async def tidy(self) -> bool:
+        return await calls.tidy(self.pipes, self.shard, timeout_s=TIMEOUT_S)
+
+    async def send(self, packed: Packed, *, each: int = 0) -> Appended:
+        """An append, or an append_each of `each` messages."""
         call = Call(self.shard.slot, packed, anyio.current_time() + TIMEOUT_S)
         self.pipes.submit(call)
-        return calls.read_append(await call.result())
+        return calls.read_append(await call.result(), each=each)
+
+    async def tune(self, **settings: str | int) -> None:
+        """Sets what the shard knows of its queue's settings."""
+        await self.command("HSET", self.shard.meta, *(part for pair in settings.items() for part in pair))
+
+    # -- leases ----------------------------------------------------------------------------------------------
 
     async def acquire(
         self, nonce: str, seen: tuple[int, str] | None = None, *, plan: int = 0, group: str = "g", history: str = ""
@@ -86,6 +116,8 @@ class Rig:
     async def lease(self, function: str, *args: str | int) -> str:
         return await calls.lease_call(self.pipes, self.shard, "g", function, args, timeout_s=TIMEOUT_S)
 
+    # -- steps -----------------------------------------------------------------------------------------------
+
     async def step(
         self,
         token: str,
@@ -98,16 +130,37 @@ class Rig:
         finished: Sequence[str] = (),
         partial: Sequence[tuple[str, bytes]] = (),
         dead: Sequence[tuple[int, bytes]] = (),
+        puts: Sequence[Put] = (),
+        drops: Sequence[int] = (),
+        gets: Sequence[int] = (),
+        jobs: Sequence[tuple[str, int, bytes]] = (),
+        effects: Sequence[Effect] = (),
+        known: int | None = None,
         renew: bool = False,
         wait: bool = False,
         group: str = "g",
     ) -> Stepped:
-        """One step; the next number of this token unless one is given."""
+        """One step; the next number of this token unless one is given. The index of what is handled later is asked for
+        when `known` says up to which item it is known."""
         if not number:
             number = self.numbers[token] = self.numbers.get(token, 0) + 1
-        done = [Batch(self.owner, entry, 1) for entry in finished]
-        some = [(Batch(self.owner, entry, 1), progress) for entry, progress in partial]
-        content = Step(number, cursor, limit, acked, retried, done, some, list(dead))
+        content = Step(
+            number=number,
+            cursor=cursor,
+            entries_max=limit,
+            known=known or 0,
+            full=bool(dead or puts or drops or gets or jobs or effects or known is not None),
+            acked=acked,
+            retried=retried,
+            finished=[Batch(self.owner, entry, 1) for entry in finished],
+            partial=[(Batch(self.owner, entry, 1), progress) for entry, progress in partial],
+            dead=list(dead),
+            puts=list(puts),
+            drops=list(drops),
+            gets=list(gets),
+            jobs=list(jobs),
+            effects=[(self.message, effect) for effect in effects],
+        )
         return await calls.step(
             self.pipes, self.shard, group, token, content, renew=renew, wait=wait, timeout_s=TIMEOUT_S
         )
@@ -116,26 +169,49 @@ class Rig:
         """The ids that a step without content brings."""
         return ids(await self.step(token, limit=limit, cursor=cursor, group=group))
 
+    async def raw_step(self, token: str, number: int, *sections: str | bytes | int, more: Sequence[str] = ()) -> Any:
+        """A step of group "g" with these sections as they are, and `more` keys; its reply as it is."""
+        keys = [self.shard.stream, self.shard.meta, *self.shard.of_group("g"), self.shard.expiring, self.shard.timed]
+        return await self.call("step", [*keys, *more], "g", token, number, 0, NEW, 0, 0, 0, 0, 0, *sections)
+
+    async def replay(self, *letters: tuple[str, int, Sequence[tuple[bytes, bytes]]], group: str = "g") -> int:
+        """Hands back dead letters, each as entry id, messages it stood for, items."""
+        return await dead.replay(self.pipes, self.shard, group, letters)
+
+    # -- what is there ---------------------------------------------------------------------------------------
+
     async def counters(self, group: str = "g") -> GroupCounters:
-        return (await counters.inspect(self.pipes, self.shard, [group])).groups[group]
+        return (await self.inspect(group)).groups[group]
+
+    async def inspect(self, *groups: str) -> ShardCounters:
+        return await counters.inspect(self.pipes, self.shard, groups)
 
     async def entries(self) -> list[str]:
         return [entry.decode() for entry, _ in await self.command("XRANGE", self.shard.stream, "-", "+")]
 
+    async def values(self) -> list[Any]:
+        """The values of all messages of ours in the stream."""
+        found = await self.command("XRANGE", self.shard.stream, "-", "+")
+        return [value for _, fields in found for value in records.decode(fields[3]).values]
+
+    async def meta(self, field: str) -> str | None:
+        value = await self.command("HGET", self.shard.meta, field)
+        return None if value is None else str(value.decode())
+
     async def backlog(self, group: str = "g") -> int:
-        """appended + foreign - base - acked - dead, checked against what the stream really holds unfinished."""
-        shard = await counters.inspect(self.pipes, self.shard, [group])
+        """appended + foreign - base - acked - dead + replayed - skip, checked against what is really unfinished."""
+        shard = await self.inspect(group)
         own = shard.groups[group]
-        backlog = shard.appended + own.foreign - own.base - own.acked - own.dead
-        assert backlog >= 0
+        backlog = shard.appended + own.foreign - own.base - own.acked - own.dead + own.replayed - own.skip
         assert backlog == await self._unfinished(group), f"the counters are wrong: {shard}"
         return backlog
 
     async def _unfinished(self, group: str) -> int:
-        """Messages that are pending without progress, and messages of ours that are not delivered, all counted."""
+        """Messages that are pending without progress, those that are handled later, and messages of ours that are not
+        delivered, all counted."""
         stream = dict(await self.command("XRANGE", self.shard.stream, "-", "+"))
         pending = await self.command("XPENDING", self.shard.stream, group, "-", "+", 10000)
-        left = 0
+        left: int = await self.command("ZCARD", self.shard.later(group)) - 1
         for entry, *_ in pending:
             count = messages_of_ours(stream[entry]) or 1
             progress = await self.command("HGET", self.shard.group(group), b"x:" + entry) or b""
@@ -153,7 +229,12 @@ def messages_of_ours(fields: Sequence[bytes]) -> int:
 
 
 def ids(stepped: Stepped) -> list[str]:
-    return [entry.decode() for entry, _ in stepped.entries]
+    return [entry.decode() for entry, _ in stepped.fetched.entries]
+
+
+def progress_of(stepped: Stepped) -> list[bytes]:
+    """The progress of each pending entry, without the times it was delivered."""
+    return [pending.partition(b":")[2] for pending in stepped.fetched.progress]
 
 
 @asynccontextmanager

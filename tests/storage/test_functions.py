@@ -9,7 +9,7 @@ import pytest
 from shardq.core.session import FIRST, NEW, pack_progress
 from shardq.errors import LeaseLost, StoreRefused
 from shardq.storage import calls
-from tests.storage.rig import Rig, ids
+from tests.storage.rig import Rig, ids, progress_of
 
 pytestmark = pytest.mark.anyio
 
@@ -43,7 +43,7 @@ async def test_a_repeated_step_applies_and_fetches_nothing(shard: Rig) -> None:
     before = await shard.counters()
     for number in (1, 2):
         again = await shard.step(token, number=number, limit=5, acked=2, retried=1, finished=[two], dead=[(1, b"r")])
-        assert again.repeated
+        assert again.status == "REPEAT"
         assert ids(again) == []
     assert await shard.counters() == before
     assert (before.acked, before.retried, before.dead, before.delivered) == (2, 1, 1, 3)
@@ -72,39 +72,39 @@ async def test_a_repeated_step_still_renews(shard: Rig) -> None:
     token = await shard.own()
     await shard.step(token, renew=True)
     assert (await shard.counters()).renewals == "1"
-    assert (await shard.step(token, number=1, renew=True)).repeated
+    assert (await shard.step(token, number=1, renew=True)).status == "REPEAT"
     assert (await shard.counters()).renewals == "2"
     await shard.step(token)
     assert (await shard.counters()).renewals == "2"
 
 
 async def test_progress_is_kept_and_read_back(shard: Rig) -> None:
-    first = await shard.append("p", 1, "a", "b", "c")
-    second = await shard.append("p", 2, "d")
+    first = await shard.stored("p", 1, "a", "b", "c")
+    second = await shard.stored("p", 2, "d")
     token = await shard.own()
     await shard.fetch(token)
     done = pack_progress(bytearray([1, 0, 1]))
-    await shard.step(token, acked=2, partial=[(first.entry, done)])
+    await shard.step(token, acked=2, partial=[(first, done)])
     assert await shard.backlog() == 2
     pending = await shard.step(token, limit=5, cursor=FIRST)
-    assert (ids(pending), pending.progress) == ([first.entry, second.entry], [done, b""])
-    behind = await shard.step(token, limit=5, cursor=first.entry)
-    assert (ids(behind), behind.progress) == ([second.entry], [b""])
-    await shard.step(token, acked=2, finished=[first.entry, second.entry])
+    assert (ids(pending), progress_of(pending)) == ([first, second], [done, b""])
+    behind = await shard.step(token, limit=5, cursor=first)
+    assert (ids(behind), progress_of(behind)) == ([second], [b""])
+    await shard.step(token, acked=2, finished=[first, second])
     assert await shard.backlog() == 0
     fields = await shard.command("HKEYS", shard.shard.group("g"))
     assert not [field for field in fields if field.startswith(b"x:")]
 
 
 async def test_the_next_owner_finds_what_is_unfinished(shard: Rig) -> None:
-    entries = [(await shard.append("p", number, "a", "b")).entry for number in (1, 2, 3)]
+    entries = [await shard.stored("p", number, "a", "b") for number in (1, 2, 3)]
     token = await shard.own("n")
     assert await shard.fetch(token, 2) == entries[:2]
     await shard.step(token, acked=1, partial=[(entries[1], b"\2")])
     assert await shard.lease("release", token) == "OK"
     other = await shard.own("m")
     pending = await shard.step(other, limit=5, cursor=FIRST)
-    assert (ids(pending), pending.progress) == (entries[:2], [b"", b"\2"])
+    assert (ids(pending), progress_of(pending)) == (entries[:2], [b"", b"\2"])
     assert await shard.fetch(other) == entries[2:]
     await shard.step(other, acked=5, finished=entries)
     assert await shard.backlog() == 0
@@ -113,7 +113,7 @@ async def test_the_next_owner_finds_what_is_unfinished(shard: Rig) -> None:
 
 async def test_trimming_spares_what_another_group_has_not_finished(shard: Rig) -> None:
     await shard.open_group("slow")
-    entries = [(await shard.append("p", number, "a")).entry for number in (1, 2, 3, 4)]
+    entries = [await shard.stored("p", number, "a") for number in (1, 2, 3, 4)]
     fast, slow = await shard.own("n"), await shard.own("s", "slow")
     await shard.step(fast, acked=4, finished=await shard.fetch(fast))
     assert await shard.entries() == entries
@@ -130,13 +130,13 @@ async def test_trimming_spares_what_another_group_has_not_finished(shard: Rig) -
 
 
 async def test_dead_letters_are_kept_and_counted(shard: Rig) -> None:
-    first = await shard.append("p", 1, "a", "b", "c")
+    first = await shard.stored("p", 1, "a", "b", "c")
     broken = b"\1\0\0\5" + b"\xc1"
-    second = await shard.send(calls.pack_append(shard.shard, "p", 2, 5, broken, None))
+    (second,) = (await shard.send(calls.pack_append(shard.shard, "p", 2, 5, broken, None))).entries
     token = await shard.own()
     await shard.fetch(token)
     record = msgspec.msgpack.encode({"why": "a"})
-    finished = [first.entry, second.entry]
+    finished = [first, second]
     await shard.step(token, acked=2, finished=finished, dead=[(1, record), (5, b"\0raw")])
     assert (await shard.counters()).dead == 6
     assert await shard.backlog() == 0
@@ -162,15 +162,15 @@ async def test_another_clients_entry_is_one_message(shard: Rig, fields: list[str
 
 
 async def test_a_deleted_entry_comes_back_without_fields(shard: Rig) -> None:
-    first = await shard.append("p", 1, "a")
-    second = await shard.append("p", 2, "b")
+    first = await shard.stored("p", 1, "a")
+    second = await shard.stored("p", 2, "b")
     token = await shard.own()
     await shard.fetch(token)
-    await shard.command("XDEL", shard.shard.stream, first.entry)
+    await shard.command("XDEL", shard.shard.stream, first)
     pending = await shard.step(token, limit=5, cursor=FIRST)
-    assert ids(pending) == [first.entry, second.entry]
-    assert [len(fields) for _, fields in pending.entries] == [0, 4]
-    await shard.step(token, acked=1, finished=[first.entry, second.entry], dead=[(1, b"gone")])
+    assert ids(pending) == [first, second]
+    assert [len(fields) for _, fields in pending.fetched.entries] == [0, 4]
+    await shard.step(token, acked=1, finished=[first, second], dead=[(1, b"gone")])
     assert await shard.backlog() == 0
 
 
@@ -192,11 +192,12 @@ async def test_more_finished_entries_than_a_lua_stack_takes(shard: Rig) -> None:
     "args",
     [
         [],
-        ["g", "t", "x", "0", NEW, "1", "0", "0", "0", "0", "0", "0"],
-        ["g", "t", "1", "0", NEW, "-1", "0", "0", "0", "0", "0", "0"],
-        ["g", "t", "1", "0", NEW, "1", "0", "0", "0", "5", "0", "0"],
-        ["g", "t", "1", "0", NEW, "1", "0", "0", "0", "0", "0", "0", "left over"],
-        ["g", "t", "1", "0", NEW, "1", "0", "0", "0", "0", "0", "1", "1", "no key for dead letters"],
+        ["g", "t", "x", "0", NEW, "1", "0", "0", "0", "0"],
+        ["g", "t", "1", "0", NEW, "-1", "0", "0", "0", "0"],
+        ["g", "t", "1", "0", "first", "1", "0", "0", "0", "0"],
+        ["g", "t", "1", "0", NEW, "1", "0", "0", "0", "0", "left over"],
+        ["g", "t", "1", "0", NEW, "1", "0", "0", "0", "0", "done", "5", "1-1"],
+        ["g", "t", "1", "0", NEW, "1", "0", "0", "0", "0", "dead", "1", "1", "no key for dead letters"],
     ],
 )
 async def test_a_malformed_step_is_refused(shard: Rig, args: list[str]) -> None:

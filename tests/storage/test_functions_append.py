@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from shardq.core.routing import RoutingTable
-from shardq.core.session import FIRST, NEW
+from shardq.core.session import FIRST
 from shardq.errors import StoreRefused, UnknownQueue
-from shardq.storage import calls
+from shardq.storage import calls, queues
 from tests.storage.rig import Rig, batch_of
 
 pytestmark = pytest.mark.anyio
@@ -18,8 +18,10 @@ pytestmark = pytest.mark.anyio
 
 async def test_the_first_routing_table_stands(shard: Rig) -> None:
     first, second = RoutingTable.equal(2).to_bytes(), RoutingTable.equal(3).to_bytes()
-    assert await calls.declare(shard.pipes, shard.keys, 1, first) == (1, first)
-    assert await calls.declare(shard.pipes, shard.keys, 2, second) == (1, first)
+    declared = await queues.declare(shard.pipes, shard.keys, 1, first, b"settings")
+    assert (declared.table, declared.settings) == (first, b"settings")
+    assert await queues.declare(shard.pipes, shard.keys, 2, second, b"others") == declared
+    assert await queues.stored_queue(shard.pipes, shard.keys) == declared
 
 
 async def test_opening_again_changes_nothing(shard: Rig) -> None:
@@ -77,13 +79,14 @@ async def test_a_group_on_a_shard_that_was_emptied(shard: Rig) -> None:
 
 async def test_one_sequence_is_stored_once(shard: Rig) -> None:
     first = await shard.append("p", 1, "a", "b")
-    assert (first.status, first.first) == ("OK", 0)
+    assert first.status == "OK"
     assert await shard.append("p", 1, "a", "b") == first
     second = await shard.append("p", 2, "c")
-    assert (second.status, second.first) == ("OK", 2)
+    assert second.status == "OK"
     assert await shard.append("p", 2, "c") == second
     assert (await shard.append("p", 1, "a", "b")).status == "STALE"
-    assert await shard.entries() == [first.entry, second.entry]
+    assert await shard.entries() == [*first.entries, *second.entries]
+    assert await places(shard) == [0, 2]
     assert await shard.backlog() == 3
 
 
@@ -91,17 +94,23 @@ async def test_producers_do_not_share_sequences(shard: Rig) -> None:
     answers = [
         await shard.append(producer, sequence, producer) for sequence in (1, 2, 9) for producer in ("p", "q", "r")
     ]
-    assert [answer.first for answer in answers] == list(range(9))
     assert [await shard.append(producer, 9, producer) for producer in ("p", "q", "r")] == answers[6:]
-    assert len(await shard.entries()) == 9
+    assert await shard.entries() == [entry for answer in answers for entry in answer.entries]
+    assert await places(shard) == list(range(9))
     assert await shard.backlog() == 9
+
+
+async def places(shard: Rig) -> list[int]:
+    """Messages appended before each entry, as it says itself."""
+    return [int(fields[1]) for _, fields in await shard.command("XRANGE", shard.shard.stream, "-", "+")]
 
 
 async def test_a_sealed_shard_takes_nothing(shard: Rig) -> None:
     first = await shard.append("p", 1, "a")
-    await shard.command("HSET", shard.shard.meta, "state", "sealed")
+    await shard.tune(state="sealed")
     assert (await shard.append("p", 2, "b")).status == "SEALED"
-    assert await shard.entries() == [first.entry]
+    assert await shard.append("p", 1, "a") == first, "stored before: it keeps its answer"
+    assert await shard.entries() == [*first.entries]
 
 
 @pytest.mark.parametrize(
@@ -124,9 +133,7 @@ async def test_a_batch_that_contradicts_its_count_is_refused(shard: Rig, count: 
 
 async def test_the_bell_rings_once_for_who_waits(shard: Rig) -> None:
     token = await shard.own()
-    content: list[str | int] = ["g", token, 1, 0, NEW, 10, 1, 0, 0, 0, 0, 0]
-    keys = [shard.shard.stream, shard.shard.meta, shard.shard.group("g")]
-    assert (await shard.call("step", keys, *content))[0] == b"OK"
-    assert await shard.command("HGET", shard.shard.meta, "waiting") == b"1"
+    await shard.step(token, limit=10, wait=True)
+    assert await shard.meta("waiting") == "1"
     await shard.append("p", 1, "a")
-    assert await shard.command("HGET", shard.shard.meta, "waiting") is None
+    assert await shard.meta("waiting") is None

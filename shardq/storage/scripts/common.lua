@@ -33,6 +33,10 @@ local function next_term(last)
   return decimal(math.max((natural(last or '0') or 0) + 1, now_us()))
 end
 
+local function now_ms()
+  return math.floor(now_us() / 1000)
+end
+
 -- Parts of an entry id.
 local function id_parts(id)
   local ms, seq = string.match(id, '^(%d+)-(%d+)$')

@@ -1,13 +1,14 @@
 -- inspect: the counters of one shard and its groups, for the exporter and the status table. Writes nothing.
--- KEYS   1 stream   2 meta   then one group hash for each group named in ARGV
+-- KEYS   1 stream   2 meta   then for each group named in ARGV: group hash, dead letters, later
 -- ARGV   group names
 -- reply  {'OK', server time in ms, entries stored, first entry id or '', meta values, then for each group
---         {values, pending entries, oldest pending id or '', oldest undelivered id or ''}}   |   {'MISSING'}
+--         {values, pending entries, oldest pending id or '', oldest undelivered id or '', messages in `later`,
+--          dead letters kept, messages dropped that the group has not passed yet}}   |   {'MISSING'}
 -- Invariant: values come in the order of the two lists below, '' where a field is absent.
 
-local META_FIELDS = {'state', 'appended', 'bytes', 'groups'}
+local META_FIELDS = {'state', 'appended', 'bytes', 'groups', 'delayed', 'dropped'}
 local GROUP_FIELDS = {'owner', 'epoch', 'token', 'renewals', 'heir', 'plan',
-  'base', 'acked', 'retried', 'dead', 'delivered', 'foreign', 'last'}
+  'base', 'acked', 'retried', 'dead', 'delivered', 'foreign', 'last', 'replayed', 'lost'}
 
 local function inspect_values(key, names)
   local values = redis.call('HMGET', key, unpack(names))
@@ -16,21 +17,25 @@ local function inspect_values(key, names)
 end
 
 local function inspect(keys, args)
-  if #keys ~= #args + 2 then return misuse('inspect takes a key for each group and 2 more') end
+  if #keys ~= #args * 3 + 2 then return misuse('inspect takes three keys for each group and 2 more') end
   local meta = inspect_values(keys[2], META_FIELDS)
   if meta[1] == '' then return {'MISSING'} end
   local first = redis.call('XRANGE', keys[1], '-', '+', 'COUNT', 1)[1]
-  local reply = {'OK', decimal(now_us() / 1000), redis.call('XLEN', keys[1]), first and first[1] or '', meta}
+  local reply = {'OK', decimal(now_ms()), redis.call('XLEN', keys[1]), first and first[1] or '', meta}
   for index, group in ipairs(args) do
-    local values = inspect_values(keys[index + 2], GROUP_FIELDS)
-    local pending, unread = {0, ''}, ''
+    local place = index * 3
+    local values = inspect_values(keys[place], GROUP_FIELDS)
+    local part = {values, 0, '', '', 0, 0, 0}
     if values[2] ~= '' then
-      pending = redis.call('XPENDING', keys[1], group)
+      local pending = redis.call('XPENDING', keys[1], group)
       local after = values[13] ~= '' and id_after(values[13]) or '-'
       local next_entry = redis.call('XRANGE', keys[1], after, '+', 'COUNT', 1)[1]
-      unread = next_entry and next_entry[1] or ''
+      part[2], part[3], part[4] = pending[1], pending[2] or '', next_entry and next_entry[1] or ''
+      part[5] = math.max(redis.call('ZCARD', keys[place + 2]) - 1, 0)
+      part[6] = redis.call('XLEN', keys[place + 1])
+      part[7] = natural(redis.call('HGET', keys[2], 'skip:' .. group) or '') or 0
     end
-    reply[#reply + 1] = {values, pending[1], pending[2] or '', unread}
+    reply[#reply + 1] = part
   end
   return reply
 end

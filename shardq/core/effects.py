@@ -1,0 +1,225 @@
+"""`message.atomic()`: writes that are carried out with the message's acknowledgement, in one step. Collects and checks
+them; sends nothing.
+
+Effects of a message happen exactly once: they run inside the function that commits the message (scripts/effect.lua), so
+they are there if and only if the message is finished. A handler that raises, or a worker that dies before the commit,
+leaves none of them.
+
+Refused before anything runs (UsageError): a key on another slot, a command or an argument that Redis could not take.
+What only Redis can know, a key of another type or a number that is none, makes the message a dead letter, all effects
+undone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol
+
+from shardq.core import records
+from shardq.core.records import Headers, Key
+from shardq.core.slots import key_slot
+from shardq.errors import UsageError
+
+MAX_EFFECTS = 1000
+MAX_ARGUMENTS = 2000
+_INT64 = 1 << 63
+
+Argument = str | bytes | int | float
+
+
+class Effect(NamedTuple):
+    """One write. `meta` is the second key of a message that is sent."""
+
+    key: str
+    command: str
+    args: tuple[str | bytes, ...]
+    meta: str = ""
+
+
+class Place(Protocol):
+    """Where a message of another queue goes."""
+
+    @property
+    def stream(self) -> str: ...
+    @property
+    def meta(self) -> str: ...
+    @property
+    def bell(self) -> str: ...
+    @property
+    def slot(self) -> int: ...
+
+
+class Destination(Protocol):
+    """A queue that messages are sent to: `shardq.Queue`."""
+
+    @property
+    def name(self) -> str: ...
+
+    def place_of(self, key: Key) -> Place:
+        """The shard of a key."""
+
+    def encode_one(self, key: Key, value: Any, headers: Headers | None, now_ms: int) -> bytes:
+        """A record batch of one message."""
+
+
+class Atomic:
+    """Collects the effects of one message. Get it from `message.atomic()`."""
+
+    def __init__(self, slot: int, now_ms: Callable[[], int], keep: Callable[[list[Effect]], None]) -> None:
+        self._slot, self._now_ms, self._keep = slot, now_ms, keep
+        self._effects: list[Effect] | None = None
+
+    async def __aenter__(self) -> Atomic:
+        if self._effects is not None:
+            msg = "this message.atomic() is in use already: call message.atomic() again for another block"
+            raise UsageError(msg)
+        self._effects = []
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        effects, self._effects = self._effects, None
+        if kind is None and effects:
+            self._keep(effects)
+
+    # -- strings ---------------------------------------------------------------------------------------------
+
+    def set(self, key: str, value: Argument, *, ttl: float | None = None) -> None:
+        """SET, with a time to live in seconds if `ttl` is given."""
+        self._add(key, "SET", value, *(() if ttl is None else ("PX", _ms(ttl))))
+
+    def incrby(self, key: str, amount: int = 1) -> None:
+        self._add(key, "INCRBY", _int64(amount))
+
+    def incrbyfloat(self, key: str, amount: float) -> None:
+        self._add(key, "INCRBYFLOAT", float(amount))
+
+    def append(self, key: str, value: Argument) -> None:
+        self._add(key, "APPEND", value)
+
+    # -- hashes ----------------------------------------------------------------------------------------------
+
+    def hset(self, key: str, mapping: Mapping[str, Argument]) -> None:
+        self._add(key, "HSET", *_pairs(mapping))
+
+    def hdel(self, key: str, *fields: str) -> None:
+        self._add(key, "HDEL", *_some("hdel", fields))
+
+    def hincrby(self, key: str, field: str, amount: int = 1) -> None:
+        self._add(key, "HINCRBY", field, _int64(amount))
+
+    def hincrbyfloat(self, key: str, field: str, amount: float) -> None:
+        self._add(key, "HINCRBYFLOAT", field, float(amount))
+
+    # -- sets, sorted sets, lists ----------------------------------------------------------------------------
+
+    def sadd(self, key: str, *members: Argument) -> None:
+        self._add(key, "SADD", *_some("sadd", members))
+
+    def srem(self, key: str, *members: Argument) -> None:
+        self._add(key, "SREM", *_some("srem", members))
+
+    def zadd(self, key: str, mapping: Mapping[str, float]) -> None:
+        """Members with their scores."""
+        self._add(key, "ZADD", *(part for member, score in mapping.items() for part in (float(score), member)))
+
+    def zincrby(self, key: str, amount: float, member: Argument) -> None:
+        self._add(key, "ZINCRBY", float(amount), member)
+
+    def zrem(self, key: str, *members: Argument) -> None:
+        self._add(key, "ZREM", *_some("zrem", members))
+
+    def lpush(self, key: str, *values: Argument) -> None:
+        self._add(key, "LPUSH", *_some("lpush", values))
+
+    def rpush(self, key: str, *values: Argument) -> None:
+        self._add(key, "RPUSH", *_some("rpush", values))
+
+    # -- any type --------------------------------------------------------------------------------------------
+
+    def delete(self, key: str) -> None:
+        self._add(key, "DEL")
+
+    def expire(self, key: str, ttl: float) -> None:
+        """Gives the key a time to live, in seconds."""
+        self._add(key, "PEXPIRE", _ms(ttl))
+
+    # -- another queue ---------------------------------------------------------------------------------------
+
+    def send(self, queue: Destination, value: Any, *, key: Key = None, headers: Headers | None = None) -> None:
+        """Sends to a queue with as many shards as this one, in the same commit. With `key=message.key` the message's
+        shard there is always in reach; for another key UsageError is raised unless it happens to be."""
+        place = queue.place_of(key)
+        if place.slot != self._slot:
+            msg = (
+                f"key {key!r} of queue {queue.name!r} is in slot {place.slot}, this message in {self._slot}: send with "
+                "key=message.key to a queue with equal shards, or use a producer of its own (not atomic)"
+            )
+            raise UsageError(msg)
+        batch = queue.encode_one(key, value, headers, self._now_ms())
+        self._put(Effect(place.stream, "SEND", (place.bell, "1", batch), place.meta))
+
+    # -- checks ----------------------------------------------------------------------------------------------
+
+    def _add(self, key: str, command: str, *args: Argument) -> None:
+        if type(key) is not str:
+            msg = f"a key is a str: use message.local_key(name), not {key!r}"
+            raise UsageError(msg)
+        slot = key_slot(key.encode())
+        if slot != self._slot:
+            msg = f"key {key!r} is in slot {slot}, this message in {self._slot}: name it with message.local_key(name)"
+            raise UsageError(msg)
+        if len(args) > MAX_ARGUMENTS:
+            msg = f"an effect has at most {MAX_ARGUMENTS} arguments, not {len(args)}: write it in parts"
+            raise UsageError(msg)
+        self._put(Effect(key, command, tuple(_wire(arg) for arg in args)))
+
+    def _put(self, effect: Effect) -> None:
+        if self._effects is None:
+            msg = "effects are added inside `async with message.atomic() as tx:`"
+            raise UsageError(msg)
+        if len(self._effects) >= MAX_EFFECTS:
+            msg = f"a message has at most {MAX_EFFECTS} effects: write fewer, larger ones"
+            raise UsageError(msg)
+        self._effects.append(effect)
+
+
+def _wire(value: object) -> str | bytes:
+    if isinstance(value, bool) or not isinstance(value, (str, bytes, int, float)):
+        msg = f"an effect's argument is str, bytes, int or float, not {type(value).__name__}"
+        raise UsageError(msg)
+    if isinstance(value, float):
+        if value != value:
+            msg = "an effect's argument is a number, not nan"
+            raise UsageError(msg)
+        return repr(value)
+    if isinstance(value, str):
+        records.pack_value(value)  # refuses surrogates
+    return value if isinstance(value, (str, bytes)) else str(value)
+
+
+def _int64(amount: int) -> int:
+    if type(amount) is not int or not -_INT64 <= amount < _INT64:
+        msg = f"an increment is an int of 64 bits, not {amount!r}"
+        raise UsageError(msg)
+    return amount
+
+
+def _ms(seconds: float) -> int:
+    if not 0.001 <= seconds <= 1e10:
+        msg = f"a time to live is 0.001 to 1e10 seconds, not {seconds!r}"
+        raise UsageError(msg)
+    return int(seconds * 1000)
+
+
+def _some(name: str, values: tuple[Argument, ...]) -> tuple[Argument, ...]:
+    if not values:
+        msg = f"{name} was given nothing to write"
+        raise UsageError(msg)
+    return values
+
+
+def _pairs(mapping: Mapping[str, Argument]) -> tuple[Argument, ...]:
+    return _some("hset", tuple(part for pair in mapping.items() for part in pair))

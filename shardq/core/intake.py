@@ -1,0 +1,119 @@
+"""From stream entries and kept records to messages, and back to what is kept of them. Pure; knows nothing of steps.
+
+A message that is put off is kept as a record: the msgpack array
+    [entry id, index, key, value, headers, sent_at_ms, attempt, error]
+with attempt the number of the next try and error the text of the last failure ('' when it was only held back).
+
+Bytes from Redis are untrusted: decoding raises CorruptData and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import repeat
+from typing import Any
+
+import msgspec
+
+from shardq.core import records
+from shardq.core.message import Batch, Message, Ownership
+from shardq.errors import CorruptData
+
+_DIGITS = bytes([48, 49]) + bytes(range(2, 256))
+
+
+class KeptRecord(msgspec.Struct, array_like=True):
+    """What is kept of a message that is handled later."""
+
+    entry: str
+    index: int
+    key: Any
+    value: Any
+    headers: dict[str, Any] | None
+    sent_at_ms: int
+    attempt: int
+    error: str
+
+
+_kept_decoder = msgspec.msgpack.Decoder(KeptRecord)
+
+
+def build_messages(decoded: records.RecordBatch, batch: Batch) -> list[Message]:
+    """One Message for each record of a batch."""
+    base, offsets, keys, values, headers = decoded[:5]
+    if offsets is None and headers is None:
+        return [
+            Message(key, value, None, base, index, batch)
+            for index, (key, value) in enumerate(zip(keys, values, strict=True))
+        ]
+    times = [base + offset for offset in offsets] if offsets is not None else repeat(base)
+    own = headers if headers is not None else repeat(None)
+    return list(map(Message, keys, values, own, times, range(len(keys)), repeat(batch)))
+
+
+def pristine_value(message: Message) -> Any:
+    """The message's value as it was stored, whatever a handler did to the object it was given."""
+    batch = message.batch
+    if not batch.raw:
+        return message.value
+    if batch.item:
+        return _kept_decoder.decode(batch.raw).value
+    if batch.pristine is None:
+        batch.pristine = records.decode(batch.raw)  # once a batch, however many of its messages fail
+    return batch.pristine.values[message.index]
+
+
+def keep(message: Message, value: Any, attempt: int, error: str) -> bytes:
+    """The record of a message that is handled later."""
+    return msgspec.msgpack.encode(
+        KeptRecord(
+            message.batch.entry,
+            message.index,
+            message.key,
+            value,
+            dict(message.headers) if message.headers else None,
+            message.sent_at_ms,
+            attempt,
+            error,
+        )
+    )
+
+
+def open_kept(owner: Ownership, item: int, raw: bytes) -> tuple[Message, str]:
+    """The message of a kept record, and the error of its last failure. Raises CorruptData."""
+    try:
+        kept = _kept_decoder.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        msg = f"a message that was put off does not decode: {error}"
+        raise CorruptData(msg) from error
+    key: Any = kept.key
+    if not isinstance(key, (str, bytes, type(None))):
+        msg = "a message that was put off has a key that is neither str nor bytes"
+        raise CorruptData(msg)
+    batch = Batch(owner, kept.entry, 1, raw, item)
+    return Message(key, kept.value, kept.headers, kept.sent_at_ms, kept.index, batch, kept.attempt), kept.error
+
+
+def pack_progress(done: bytearray) -> bytes:
+    """One bit a message, the first message in the lowest bit of the first byte."""
+    # int() reads the flags as binary digits, highest first: one C call instead of a loop over a thousand flags.
+    number = int(done[::-1].translate(_DIGITS), 2)
+    return number.to_bytes((len(done) + 7) // 8, "little")
+
+
+def unpack_progress(progress: bytes, count: int) -> bytearray:
+    """The reverse of `pack_progress`. Bytes that don't fit the batch are no progress: handled again, never lost."""
+    if len(progress) != (count + 7) // 8:
+        return bytearray(count)
+    number = int.from_bytes(progress, "little")
+    return bytearray(number >> index & 1 for index in range(count))
+
+
+def is_batch(fields: Sequence[bytes]) -> bool:
+    """Whether an entry's fields are those of a record batch of ours."""
+    return len(fields) >= 4 and fields[0] == b"at" and fields[2] == b"batch"
+
+
+def dead_letter(entry: str, index: int | None, raw: bytes, error: str) -> bytes:
+    """The dead letter of an entry that could not be read."""
+    return msgspec.msgpack.encode({"entry": entry, "index": index, "raw": raw, "error": error})

@@ -1,0 +1,208 @@
+"""What one owned shard handles later: retries, and messages held back behind one. An index in the owner's memory of
+what the store keeps (the `later` set of scripts/step.lua); the messages themselves stay there until their turn comes.
+Pure.
+
+Invariants (tests/core/test_later.py holds a model to them):
+- While a key is held, no message of it is handed out but the oldest kept one: order within the key. A key is held from
+  the moment one of its messages is put off until the last of them is finished, also while the put is under way.
+- With `by_key` false nothing is held: each item comes when it is due.
+- An item is handed out again only after it was put back, or the answer that should have brought it was lost.
+- An item that was fetched SUSPECT_GETS times without an outcome is handed out only when it may run alone in its
+  process: if the process dies then, it is known which message did it.
+
+An item's member in the set is `<id>:<due, server's Unix ms>:<times fetched>:<tag>`; the tag is empty without a key,
+else 'k' and the key's bytes.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from shardq.core.lanes import lane_key
+from shardq.core.records import Key
+
+PAGE = 1000
+MAX_ITEMS = 50_000
+SUSPECT_GETS = 2
+FATAL_GETS = 4
+SUSPECT_PAUSE_S = 0.1
+
+
+def key_tag(key: Key) -> bytes:
+    """How a key is written in an item's member; str and bytes of the same bytes are one key."""
+    if key is None:
+        return b""
+    return b"k" + (key.encode() if isinstance(key, str) else key)
+
+
+@dataclass(slots=True)
+class Item:
+    """One message that is handled later; `due_s` by the owner's own clock, `gets` the fetches without an outcome."""
+
+    id: int
+    due_s: float
+    gets: int
+    lane: str | None
+
+    @property
+    def suspect(self) -> bool:
+        return self.gets >= SUSPECT_GETS
+
+
+def parse_member(member: bytes, now_ms: int, now_s: float) -> Item | None:
+    """An item as the store's index shows it; None for what shardq did not write. That stays where it is: it names no
+    message that could be handled, and a broken item must not keep a shard from being served."""
+    parts = member.split(b":", 3)
+    if len(parts) != 4 or not all(part.isdigit() for part in parts[:3]) or parts[3][:1] not in (b"", b"k"):
+        return None
+    lane = lane_key(parts[3][1:]) if parts[3] else None
+    return Item(int(parts[0]), now_s + (int(parts[1]) - now_ms) / 1000, int(parts[2]), lane)
+
+
+class Later:
+    """The index of one shard. `lane_busy(key)` says whether messages of a key are in their lane right now; `alone` is
+    the suspect that was handed out and has no outcome yet."""
+
+    def __init__(self, *, by_key: bool, lane_busy: Callable[[str], bool] = lambda _: False) -> None:
+        self.items: dict[int, Item] = {}
+        self.known = 0
+        self.next_item = 1
+        self.alone: int | None = None
+        self._by_key = by_key
+        self._lane_busy = lane_busy
+        self._lines: dict[str, deque[int]] = {}
+        self._coming: Counter[str] = Counter()
+        self._unshown: list[str] = []
+        self._heap: list[tuple[float, int]] = []
+        self._asleep: dict[str, int] = {}
+        self._asked: set[int] = set()
+
+    # -- what is held ----------------------------------------------------------------------------------------
+
+    @property
+    def holding(self) -> bool:
+        """Whether any key is held."""
+        return bool(self._lines or self._coming)
+
+    def holds(self, lane: str | None) -> bool:
+        return lane is not None and (lane in self._lines or lane in self._coming)
+
+    def expect(self, lane: str | None) -> None:
+        """A message of this key will be put with a coming step."""
+        if self._by_key and lane is not None:
+            self._coming[lane] += 1
+
+    # -- what the store says ---------------------------------------------------------------------------------
+
+    @property
+    def behind(self) -> bool:
+        """Whether the store has items that are not known here yet."""
+        return self.known < self.next_item - 1
+
+    def applied(self, lanes: Iterable[str | None]) -> None:
+        """The store took puts of these keys; the index will show them."""
+        if self._by_key:
+            self._unshown += [lane for lane in lanes if lane is not None]
+
+    def learn(self, members: Sequence[bytes], next_item: int, now_ms: int, now_s: float) -> None:
+        """Takes in a page of the index, as a step brought it."""
+        for member in members:
+            item = parse_member(member, now_ms, now_s)
+            if item is not None and item.id > self.known:
+                self.known = item.id
+                self._add(item)
+        self.next_item = next_item
+        if len(members) < PAGE:
+            self.known = max(self.known, next_item - 1)
+        self.shown()
+
+    def shown(self) -> None:
+        """When all is known, what was expected is there."""
+        if not self.behind:
+            for lane in self._unshown:
+                self._coming[lane] -= 1
+                if not self._coming[lane]:
+                    del self._coming[lane]
+            self._unshown = []
+
+    def _add(self, item: Item) -> None:
+        self.items[item.id] = item
+        if not self._by_key or item.lane is None:
+            heapq.heappush(self._heap, (item.due_s, item.id))
+            return
+        line = self._lines.setdefault(item.lane, deque())
+        line.append(item.id)
+        if len(line) == 1:
+            heapq.heappush(self._heap, (item.due_s, item.id))
+
+    # -- whose turn it is ------------------------------------------------------------------------------------
+
+    def due_in_s(self, now_s: float) -> float:
+        """Seconds until the next item is due; infinite when none is waiting."""
+        return self._heap[0][0] - now_s if self._heap else float("inf")
+
+    def take_due(self, now_s: float, most: int, may_run_alone: Callable[[], bool]) -> list[int]:
+        """The ids of items to fetch now, at most `most`."""
+        taken: list[int] = []
+        while self._heap and self._heap[0][0] <= now_s and len(taken) < most:
+            _, item_id = heapq.heappop(self._heap)
+            item = self.items[item_id]
+            if item.lane is not None and self._by_key and self._lane_busy(item.lane):
+                self._asleep[item.lane] = item_id
+            elif item.suspect and not may_run_alone():
+                heapq.heappush(self._heap, (now_s + SUSPECT_PAUSE_S, item_id))
+            else:
+                if item.suspect:
+                    self.alone = item_id
+                item.gets += 1
+                self._asked.add(item_id)
+                taken.append(item_id)
+        return taken
+
+    def lane_free(self, lane: str, now_s: float) -> None:
+        """No message of the key is in its lane any more."""
+        item_id = self._asleep.pop(lane, None)
+        if item_id is not None:
+            heapq.heappush(self._heap, (now_s, item_id))
+
+    def got(self, item_id: int) -> None:
+        """The item's message came."""
+        self._asked.discard(item_id)
+
+    def ask_again(self, now_s: float) -> list[int]:
+        """An answer was lost: what it should have brought is due again. Returns those items."""
+        asked, self._asked = sorted(self._asked), set()
+        if self.alone in asked:
+            self.alone = None
+        for item_id in asked:
+            heapq.heappush(self._heap, (now_s, item_id))
+        return asked
+
+    # -- outcomes --------------------------------------------------------------------------------------------
+
+    def put_back(self, item_id: int, due_s: float) -> None:
+        """The item failed again and waits until then; it keeps its place before the others of its key."""
+        item = self.items[item_id]
+        item.due_s, item.gets = due_s, 0
+        self._over(item_id)
+        heapq.heappush(self._heap, (due_s, item_id))
+
+    def finish(self, item_id: int, now_s: float) -> None:
+        """The item is done or dead: the next one of its key has its turn."""
+        item = self.items.pop(item_id)
+        self._over(item_id)
+        if not self._by_key or item.lane is None:
+            return
+        line = self._lines[item.lane]
+        line.remove(item_id)
+        if line:
+            heapq.heappush(self._heap, (max(self.items[line[0]].due_s, now_s), line[0]))
+        else:
+            del self._lines[item.lane]
+
+    def _over(self, item_id: int) -> None:
+        if self.alone == item_id:
+            self.alone = None

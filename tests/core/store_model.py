@@ -1,0 +1,193 @@
+"""One shard as scripts/append.lua, step.lua and dead.lua keep it for one group, in plain Python: what tests of the core
+hold an owner to. Knows nothing of the owner.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import msgspec
+
+from shardq.core import later, records
+from shardq.core.effects import Effect
+from shardq.core.intake import KeptRecord, unpack_progress
+from shardq.core.later import key_tag
+from shardq.core.records import Key
+from shardq.core.session import NEW, Entry, Fetched, Step
+
+ID = tuple[int, int]  # entry, index of the message
+BAD = Effect("k", "INCRBY", ("1",))  # the store refuses it, as if it knew the key for a hash
+GOOD = Effect("k", "SET", ("1",))
+
+
+class Answer(NamedTuple):
+    """As storage/calls.py gives it."""
+
+    status: str
+    fetched: Fetched = Fetched()
+    effect: int = 0
+
+
+class Index(NamedTuple):
+    """An item's member in the set `later`."""
+
+    due_ms: int
+    gets: int
+    tag: bytes
+
+
+def number_of(entry: str | bytes) -> int:
+    text = entry.decode() if isinstance(entry, bytes) else entry
+    return int(text.split("-")[0])
+
+
+def batch_of(entry: int, keys: Sequence[Key], headers: Sequence[Any] | None = None) -> bytes:
+    """A record batch whose values say which message each is: lists, which a handler can change."""
+    values = [[entry, index] for index in range(len(keys))]
+    return records.encode(records.RecordBatch(7, None, keys, values, headers))
+
+
+@dataclass
+class Store:
+    """`counts` and `keys` are kept of every entry, `pending` has how often each was delivered."""
+
+    stream: dict[int, list[bytes]] = field(default_factory=dict)
+    counts: dict[int, int] = field(default_factory=dict)
+    pending: dict[int, int] = field(default_factory=dict)
+    progress: dict[int, bytes] = field(default_factory=dict)
+    later: dict[int, Index] = field(default_factory=dict)
+    kept: dict[int, bytes] = field(default_factory=dict)
+    letters: list[tuple[int, bytes]] = field(default_factory=list)
+    jobs: dict[str, bytes] = field(default_factory=dict)
+    carried_out: Counter[str] = field(default_factory=Counter)
+    next_item: int = 1
+    token: str = ""
+    step_number: int = 0
+    now_ms: int = 1_700_000_000_000
+    last: int = 0
+    appended: int = 0
+    foreign: int = 0
+    acked: int = 0
+    dead: int = 0
+    retried: int = 0
+    replayed: int = 0
+
+    # -- what other clients do -------------------------------------------------------------------------------
+
+    @property
+    def next_entry(self) -> int:
+        return len(self.counts) + 1
+
+    def add(self, fields: list[bytes], count: int, *, ours: bool) -> None:
+        entry = self.next_entry
+        self.stream[entry], self.counts[entry] = fields, count
+        self.appended += count if ours else 0
+
+    def replay(self, place: int) -> ID:
+        """Hands the dead letter of a message back to the group."""
+        count, raw = self.letters.pop(place)
+        letter = msgspec.msgpack.decode(raw)
+        _, entry, index = letter["id"].split("/")
+        record = KeptRecord(entry, int(index), letter["key"], letter["value"], letter["headers"], 7, 1, "")
+        self.put(self.next_item, Index(self.now_ms, 0, key_tag(letter["key"])), msgspec.msgpack.encode(record))
+        self.next_item += 1
+        self.replayed += count
+        return number_of(entry), int(index)
+
+    # -- step ------------------------------------------------------------------------------------------------
+
+    def step(self, token: str, step: Step) -> Answer:
+        if token != self.token:
+            return Answer("FENCED")
+        if step.number <= self.step_number:
+            return Answer("REPEAT")
+        if step.number > self.step_number + 1:
+            return Answer("FENCED")
+        for number, (_, effect) in enumerate(step.effects, 1):
+            if effect == BAD:
+                self.step_number = step.number
+                return Answer("EFFECT", effect=number)
+        self.step_number = step.number
+        self.commit(step)
+        entries, progress = self.fetch(step) if step.entries_max else ([], [])
+        gets = [self.get(item) for item in step.gets]
+        items = self.members(step.known) if step.full else None
+        return Answer("OK", Fetched(entries, progress, self.next_item, None, b"", self.now_ms, items, gets))
+
+    def commit(self, step: Step) -> None:
+        assert step.full or not (step.dead or step.puts or step.drops or step.gets or step.jobs or step.effects)
+        self.acked += step.acked
+        self.retried += step.retried
+        for batch in step.finished:
+            del self.pending[number_of(batch.entry)]  # an entry acknowledged twice is the test's failure
+            self.progress.pop(number_of(batch.entry), None)
+        for batch, done in step.partial:
+            assert number_of(batch.entry) in self.pending
+            self.progress[number_of(batch.entry)] = done
+        self.letters += step.dead
+        self.dead += sum(count for count, _ in step.dead)
+        for put in step.puts:
+            item = put.item
+            if not item:
+                item, self.next_item = self.next_item, self.next_item + 1
+            assert item not in self.kept or put.item
+            self.put(item, Index(self.now_ms + put.wait_ms, put.gets, put.tag), put.record)
+        for item in step.drops:
+            del self.later[item], self.kept[item]
+        self.jobs |= {job: record for job, _, record in step.jobs}
+        self.carried_out.update(message.id for message, _ in step.effects)
+
+    def put(self, item: int, index: Index, record: bytes) -> None:
+        self.later[item], self.kept[item] = index, record
+
+    def fetch(self, step: Step) -> tuple[list[Entry], list[bytes]]:
+        if step.cursor != NEW:
+            found = [entry for entry in sorted(self.pending) if entry > number_of(step.cursor)][: step.entries_max]
+        else:
+            found = [entry for entry in self.stream if entry > self.last][: step.entries_max]
+            self.foreign += sum(self.stream[entry][0] != b"at" for entry in found)
+            self.last = found[-1] if found else self.last
+        for entry in found:
+            self.pending[entry] = self.pending.get(entry, 0) + 1
+        progress = [b"%d:" % self.pending[entry] + self.progress.get(entry, b"") for entry in found]
+        entries = [(f"{entry}-0".encode(), self.stream.get(entry, [])) for entry in found]
+        return entries, progress if step.cursor != NEW else []
+
+    def get(self, item: int) -> bytes:
+        if item not in self.later:
+            return b""
+        self.later[item] = self.later[item]._replace(gets=self.later[item].gets + 1)
+        return self.kept[item]
+
+    def members(self, known: int) -> list[bytes]:
+        above = sorted(item for item in self.later if item > known)[: later.PAGE]
+        return [b"%d:%d:%d:" % (item, *self.later[item][:2]) + self.later[item].tag for item in above]
+
+    # -- what there is ---------------------------------------------------------------------------------------
+
+    def kept_ids(self) -> list[ID]:
+        kept = (msgspec.msgpack.decode(raw, type=KeptRecord) for raw in self.kept.values())
+        return [(number_of(record.entry), record.index) for record in kept]
+
+    def unfinished(self) -> set[ID]:
+        """Every message that the group has not finished, by reading all there is."""
+        left = []
+        for entry in [*self.pending, *(entry for entry in self.stream if entry > self.last)]:
+            done = unpack_progress(self.progress.get(entry, b""), self.counts[entry])
+            left += [(entry, index) for index in range(self.counts[entry]) if not done[index]]
+        left += self.kept_ids()
+        assert len(left) == len(set(left)), "a message is in two places"
+        return set(left)
+
+    def backlog(self) -> int:
+        """By the counters; another client's entries count from when they are read."""
+        unread = sum(fields[0] != b"at" for entry, fields in self.stream.items() if entry > self.last)
+        return self.appended + self.foreign + unread - self.acked - self.dead + self.replayed
+
+    def dead_ids(self) -> set[ID]:
+        letters = (msgspec.msgpack.decode(raw) for _, raw in self.letters)
+        names = [letter["id"].split("/") for letter in letters if "id" in letter]
+        return {(number_of(entry), int(index)) for _, entry, index in names}
