@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from shardq.core.dead import DeadLetter
+from shardq.core.history import Record
 from shardq.core.jobs import JobState
 from shardq.core.message import Message
 from shardq.core.notices import Missed, Notice
@@ -14,6 +15,7 @@ from shardq.core.queue_settings import QueueSettings
 from shardq.core.retry import Reject, Retry, RetryLater
 from shardq.core.schedule import Schedule
 from shardq.errors import (
+    ArchiveFailed,
     AuthenticationFailed,
     ClosedError,
     CorruptData,
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ArchiveFailed",
     "AuthenticationFailed",
     "Client",
     "ClosedError",
@@ -78,6 +81,7 @@ __all__ = [
     "QueueFull",
     "QueueMismatch",
     "QueueSettings",
+    "Record",
     "Reject",
     "Retry",
     "RetryLater",

@@ -8,6 +8,7 @@ ShardqError
     StoreUnavailable, StoreTimeout, QueueFull, StoreRefused, AuthenticationFailed, UnsafeStore, FunctionsMissing
   LeaseLost        another owner has the shard; what was in flight will be handled there
   CorruptData      bytes in Redis that are not what they claim to be
+  ArchiveFailed    messages could not be written to an archive; they are in the queue still
   NotStored        a flush or close ended with messages whose storage failed or is unknown
 """
 
@@ -122,6 +123,10 @@ class LeaseLost(ShardqError):
 
 class CorruptData(ShardqError):
     """Bytes read from Redis do not decode as what they claim to be."""
+
+
+class ArchiveFailed(ShardqError):
+    """Messages could not be written to an archive's folder: the archive stopped, and they are in the queue still."""
 
 
 class NotStored(ShardqError):

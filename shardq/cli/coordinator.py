@@ -25,7 +25,7 @@ def coordinator(queue: str, group: str, lease: float, url: str, log_level: str) 
     """Decide which worker of GROUP owns which shard of QUEUE.
 
     Workers do this among themselves; run one or two of these to keep it out of busy or short-lived workers. One leads,
-    the others stand by. SIGTERM or Ctrl-C hands the leadership over at once.
+    and sends the schedules of QUEUE too; the others stand by. SIGTERM or Ctrl-C hands the leadership over at once.
     """
     log_to_stderr(log_level)
     settings = WorkerSettings(lease_s=lease, leader_lease_s=min(3.0, 0.6 * lease))

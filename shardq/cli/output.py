@@ -5,8 +5,10 @@ programs. Knows no queue.
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -58,3 +60,22 @@ def age(seconds: float | None) -> str:
     if days:
         return f"{days}d{rest_hours:02}h"
     return f"{hours}h{rest_minutes:02}m" if hours else f"{minutes}m{rest_s:02}s"
+
+
+@contextmanager
+def quiet_when_unread() -> Iterator[None]:
+    """Whoever read the output has gone, as `| head` does: that ends the command, quietly."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        _, rest = group.split(BrokenPipeError)
+        if rest is not None:
+            raise
+        _leave()
+    except BrokenPipeError:
+        _leave()
+
+
+def _leave() -> None:
+    # Python flushes stdout once more at its end, and would complain there.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Literal, Unpack
 
@@ -13,6 +13,7 @@ from anyio.abc import TaskGroup
 from shardq.core import records
 from shardq.core.compression import check_available
 from shardq.core.hashing import key_hash
+from shardq.core.history import Record
 from shardq.core.jobs import job_place
 from shardq.core.queue_settings import QueueSettings, SettingsChange
 from shardq.core.records import Headers, Key
@@ -27,9 +28,11 @@ from shardq.runtime.dead import DeadLetters
 from shardq.runtime.declaring import change_settings, declare_or_join, open_shards
 from shardq.runtime.delete import delete_message
 from shardq.runtime.groups import GroupInfo, Groups, Position, starts_of
+from shardq.runtime.history import When, choose, position, read
 from shardq.runtime.jobs import Job
 from shardq.runtime.producer import Producer
 from shardq.runtime.removal import remove_queue
+from shardq.runtime.tail import follow
 from shardq.runtime.tasks import task_group
 from shardq.storage import calls, counters, safety
 from shardq.storage.cluster import Cluster, Confirm, confirm_fsync, confirm_replicas, pack_command
@@ -191,6 +194,66 @@ class Queue:
         again. If the call fails half way, repeat it.
         """
         await self._groups.delete(check_name("group", group), force=force)
+
+    # -- history ---------------------------------------------------------------------------------------------
+
+    def history(
+        self,
+        start: When = None,
+        end: When = None,
+        *,
+        reverse: bool = False,
+        shards: Iterable[int] | None = None,
+        key: str | bytes | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[Record]:
+        """The stored messages from `start` to `end`, both inclusive, read without consuming them:
+        `async for record in queue.history(): ...`
+
+        start, end   a message id (exact on its own shard; on the others its ms of storing), an aware datetime, Unix
+                     time in seconds, or a timedelta: that long ago by the servers' clocks. None: from the first, to
+                     the last stored when it is reached
+        reverse      newest first
+        shards       only these; key: only this key's messages, read from its shard alone
+        limit        so many records at most
+
+        Over all shards the order is by (ms of storing, sequence, shard). Memory does not grow with the queue. What was
+        trimmed is not there any more. An entry that can't be read is a record with an `error`. Raises UsageError,
+        StoreError.
+        """
+        if limit is not None and limit < 0:
+            msg = f"limit is 0 or more, not {limit}"
+            raise UsageError(msg)
+        first, last = position(self, "start", start), position(self, "end", end)
+        return read(self, choose(self, shards, key), first, last, reverse=reverse, limit=limit)
+
+    async def peek(
+        self,
+        n: int = 10,
+        *,
+        start: When = None,
+        end: When = None,
+        reverse: bool = False,
+        shards: Iterable[int] | None = None,
+        key: str | bytes | None = None,
+    ) -> list[Record]:
+        """The oldest `n` messages stored, or with `reverse` the newest `n`, newest first; else like `history`."""
+        found = self.history(start, end, reverse=reverse, shards=shards, key=key, limit=n)
+        return [record async for record in found]
+
+    def tail(
+        self, *, from_end: int = 10, shards: Iterable[int] | None = None, key: str | bytes | None = None
+    ) -> AsyncIterator[Record]:
+        """The last `from_end` messages, then every message as it is stored, without end and without consuming any.
+
+        Ordered within a shard; over shards by ms of storing as far as they are read together. New messages are looked
+        for every 50 ms where some came, and once a second where none do. While a master is away its shards wait, and
+        the follower goes on. Raises UsageError, StoreError.
+        """
+        if from_end < 0:
+            msg = f"from_end is 0 or more, not {from_end}"
+            raise UsageError(msg)
+        return follow(self, choose(self, shards, key), from_end)
 
     # -- single messages -------------------------------------------------------------------------------------
 

@@ -93,7 +93,8 @@ def _refuse_rest(keys: Keys, done: Mapping[int, Removed]) -> None:
     held = {shard: each for shard, each in done.items() if each.status == "HELD"}
     if held:
         shard, first = next(iter(held.items()))
+        gone = sum(each.status in ("OK", "ABSENT") for each in done.values())
         raise GroupInUse(
-            f"a worker came while queue {keys.queue!r} was deleted: {len(done) - len(held)} of {len(done)} shards are "
+            f"a worker came while queue {keys.queue!r} was deleted: {gone} of {len(done)} shards are "
             f"gone, worker {first.owner} holds shard {shard} for group {first.group!r}. {_STOP_FIRST}; then repeat this"
         )

@@ -15,7 +15,9 @@ import anyio
 import anyio.to_thread
 from anyio.abc import TaskGroup
 
+from shardq.core.records import Headers, Key
 from shardq.core.retry import Retry
+from shardq.core.schedule import Missed, Schedule
 from shardq.core.values import ValueType
 from shardq.errors import ClosedError, UsageError
 from shardq.runtime.bells import Bells
@@ -32,6 +34,7 @@ from shardq.runtime.handlers import (
 from shardq.runtime.member import Member
 from shardq.runtime.owner import ShardOwner
 from shardq.runtime.runners import BatchRunners, MessageRunners, Runners
+from shardq.runtime.schedules import make_schedule
 from shardq.runtime.settings import DEFAULT_RETRY, WorkerSettings
 from shardq.runtime.tasks import one_error, outliving_tasks
 from shardq.storage.keys import check_name
@@ -105,6 +108,7 @@ class Worker:
         self._middleware: list[Middleware] = []
         self._on_start: list[Callable[[Client], Any]] = []
         self._on_stop: list[Callable[[Client], Any]] = []
+        self._schedules: list[Schedule] = []
         self._stop: anyio.Event | None = None
 
     # -- what it calls ---------------------------------------------------------------------------------------
@@ -140,6 +144,23 @@ class Worker:
         check_function(function, "on_stop's function", 1)
         self._on_stop.append(function)
         return function
+
+    def cron(
+        self,
+        cron: str,
+        *,
+        name: str,
+        key: Key = None,
+        value: Any = None,
+        headers: Headers | None = None,
+        timezone: str = "UTC",
+        missed: Missed = "last",
+    ) -> Schedule:
+        """Has the worker set a schedule of its queue before it handles the first message: arguments and errors are
+        those of `client.schedule`. It stays when the worker goes, until it is removed."""
+        schedule = make_schedule(name, cron, key=key, value=value, headers=headers, timezone=timezone, missed=missed)
+        self._schedules.append(schedule)
+        return schedule
 
     def _set_handler(self, function: F, *, lists: bool) -> F:
         if self.has_handler:
@@ -197,6 +218,8 @@ class Worker:
         try:
             queue = await client.queue(self.queue, shards=self._shards)
             await queue.open_group(self.group)
+            for schedule in self._schedules:
+                await client.put_schedule(self.queue, schedule)
             name = self.name or f"{socket.gethostname().split('.')[0][:40]}-{os.getpid()}-{secrets.token_hex(2)}"
             await self._call_hooks(self._on_start, client)
             try:

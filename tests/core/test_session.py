@@ -29,7 +29,8 @@ from tests.core.store_model import BAD, GOOD, ID, Store, batch_of, number_of
 KEYS: list[Key] = [None, "a", "a", b"a", "b", b"\xff"]
 NONCES = "ab"
 FATES = ["answered"] * 4 + ["reply lost", "call lost"]
-WAITS_S = [0.0, 0.05, 1.0, 30.0]
+ENDS = ["take"] * 6 + ["returns"] * 3 + ["fails 0", "fails 0.05", "fails 1", "fails 30", "dead", "writes"]
+EVENTS = st.tuples(st.sampled_from(ENDS), st.integers(0, 5))
 
 
 class Clock:
@@ -69,7 +70,6 @@ class OwnerMachine(RuleBasedStateMachine):
         self.deleted: set[int] = set()
         self.unordered: set[ID] = set()  # replayed, or never read: they have no place in their key's order
         self.returned: set[ID] = set()
-        self.wrote: Counter[str] = Counter()
         self.epoch = 0
         self.take_over()
 
@@ -84,26 +84,25 @@ class OwnerMachine(RuleBasedStateMachine):
         self.note(keys)
         self.store.add([b"at", b"0", b"batch", batch_of(self.store.next_entry, keys)], len(keys), ours=True)
 
-    @rule(count=st.integers(1, 9), tail=st.binary(max_size=5))
-    def append_a_broken_batch(self, count: int, tail: bytes) -> None:
+    @rule(what=st.sampled_from(["broken", "foreign", "delete"]), count=st.integers(1, 9))
+    def interfere(self, what: str, count: int) -> None:
+        if what == "broken":
+            self.append_a_broken_batch(count)
+        elif what == "foreign":
+            self.note([None])
+            self.store.add([b"name", b"x", b"batch", b"x"], 1, ours=False)
+        elif deletable := self.deletable():
+            entry = deletable[count % len(deletable)]
+            del self.store.stream[entry]
+            self.deleted.add(entry)
+            self.unordered.add((entry, 0))
+
+    def append_a_broken_batch(self, count: int) -> None:
         entry = self.store.next_entry
         self.note([None] * count)
         self.broken[entry] = count
         self.unordered |= {(entry, index) for index in range(count)}
-        self.store.add([b"at", b"0", b"batch", batch_of(1, ["k"] * count)[:4] + b"\xc1" + tail], count, ours=True)
-
-    @rule(names=st.lists(st.sampled_from([b"name", b"value", b"batch"]), min_size=1, max_size=3))
-    def append_a_foreign_entry(self, names: list[bytes]) -> None:
-        self.note([None])
-        self.store.add([part for name in names for part in (name, b"x")], 1, ours=False)
-
-    @precondition(lambda self: any(self.deletable()))
-    @rule(data=st.data())
-    def delete_a_pending_entry(self, data: st.DataObject) -> None:
-        entry = data.draw(st.sampled_from(self.deletable()))
-        del self.store.stream[entry]
-        self.deleted.add(entry)
-        self.unordered.add((entry, 0))
+        self.store.add([b"at", b"0", b"batch", batch_of(1, ["k"] * count)[:4] + b"\xc1"], count, ours=True)
 
     def deletable(self) -> list[int]:
         # Of one message: whoever reads it then can only tell that one entry is gone.
@@ -113,8 +112,7 @@ class OwnerMachine(RuleBasedStateMachine):
     @rule()
     def replay(self) -> None:
         letters = [msgspec.msgpack.decode(raw) for _, raw in self.store.letters]
-        place = next(place for place, letter in enumerate(letters) if "id" in letter)
-        replayed = self.store.replay(place)
+        replayed = self.store.replay(next(place for place, letter in enumerate(letters) if "id" in letter))
         self.unordered.add(replayed)
         self.over.discard(replayed)
         self.returned.discard(replayed)
@@ -159,21 +157,42 @@ class OwnerMachine(RuleBasedStateMachine):
 
     # -- handling, one message at a time ---------------------------------------------------------------------
 
-    @precondition(lambda self: self.ready)
-    @rule(count=st.integers(1, 3))
-    def take(self, count: int) -> None:
-        for _ in range(min(count, len(self.ready))):
-            message = self.ready.popleft()
-            self.may_start(message)
-            self.running.append(message)
+    @precondition(lambda self: self.ready or self.running)
+    @rule(events=st.lists(EVENTS, min_size=1, max_size=4))
+    def handle(self, events: list[tuple[str, int]]) -> None:
+        for what, place in events:
+            if self.ready and (what == "take" or not self.running):
+                self.take()
+            elif self.running:
+                self.end(self.running.pop(place % len(self.running)), what)
+
+    def take(self) -> None:
+        message = self.ready.popleft()
+        self.may_start(message)
+        self.running.append(message)
+
+    def end(self, message: Message, what: str) -> None:
+        """A handler ends, in one way or another."""
+        self.scribble(message)
+        id_ = id_of(message)
+        if what == "dead":
+            self.over.add(id_)
+            self.shard.bury(message, dead_record_of(message, "it failed"))
+        elif what.startswith("fails"):
+            self.shard.effects[message.id] = [GOOD]
+            self.shard.put_off(message, float(what.split()[1]), "it failed")
+        else:
+            self.over.add(id_)
+            self.returned.add(id_)
+            if what == "writes":
+                self.shard.effects[message.id] = [GOOD, GOOD] if id_[1] else [GOOD, BAD]
+            self.shard.finish(message)
 
     def may_start(self, message: Message) -> None:
         id_ = id_of(message)
         assert id_ not in self.over, "handled again though it was over"
         assert id_ not in map(id_of, self.running), "handled twice at once"
-        if message.value != [*id_]:
-            assert isinstance(message.value, dict), message.value
-            assert set(message.value.values()) == {b"x"}, message.value
+        assert message.value in ([*id_], {"name": b"x", "batch": b"x"}), "the value is not the one that was sent"
         if not self.by_key or self.lane_of[id_] is None:
             return
         assert self.lane_of[id_] == lane(message.key)
@@ -186,39 +205,6 @@ class OwnerMachine(RuleBasedStateMachine):
     def ordered(self, of_lane: str | None) -> list[ID]:
         return sorted(id_ for id_, other in self.lane_of.items() if other == of_lane and id_ not in self.unordered)
 
-    def chosen(self, data: st.DataObject) -> Message:
-        return self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
-
-    @precondition(lambda self: self.running and not self.lists)
-    @rule(data=st.data(), effect=st.sampled_from([None, None, GOOD, BAD]))
-    def handler_returns(self, data: st.DataObject, effect: object) -> None:
-        message = self.chosen(data)
-        if effect is not None:
-            self.shard.effects[message.id] = [effect]
-        self.through(message, returned=True)
-        self.shard.finish(message)
-
-    @precondition(lambda self: self.running and not self.lists)
-    @rule(data=st.data(), wait_s=st.sampled_from(WAITS_S))
-    def handler_fails(self, data: st.DataObject, wait_s: float) -> None:
-        message = self.chosen(data)
-        self.scribble(message)
-        self.shard.effects[message.id] = [GOOD]
-        self.shard.put_off(message, wait_s, "it failed")
-
-    @precondition(lambda self: self.running and not self.lists)
-    @rule(data=st.data())
-    def handler_gives_up(self, data: st.DataObject) -> None:
-        message = self.chosen(data)
-        self.through(message, returned=False)
-        self.shard.bury(message, dead_record_of(message, "it failed"))
-
-    def through(self, message: Message, *, returned: bool) -> None:
-        self.scribble(message)
-        self.over.add(id_of(message))
-        if returned:
-            self.returned.add(id_of(message))
-
     @staticmethod
     def scribble(message: Message) -> None:
         """What handlers do to the object they are given is nobody else's business."""
@@ -229,11 +215,12 @@ class OwnerMachine(RuleBasedStateMachine):
 
     # -- committing and fetching -----------------------------------------------------------------------------
 
-    @rule(limit=st.integers(1, 4), fate=st.sampled_from(FATES))
-    def step(self, limit: int, fate: str) -> None:
-        """One try of the step that is under way, or of a new one."""
-        self.waiting = self.waiting or self.new_step(limit)
-        self.try_step(fate)
+    @rule(limit=st.integers(1, 4), fates=st.lists(st.sampled_from(FATES), min_size=1, max_size=3))
+    def step(self, limit: int, fates: list[str]) -> None:
+        """Tries of the step that is under way, or of a new one."""
+        for fate in fates:
+            self.waiting = self.waiting or self.new_step(limit)
+            self.try_step(fate)
 
     def new_step(self, limit: int) -> Step:
         """As ShardOwner does it."""
@@ -303,7 +290,7 @@ class OwnerMachine(RuleBasedStateMachine):
         assert self.shard.session.outstanding == len(list(self.in_hand()))
         gone = set(self.lane_of) - left - self.returned - self.store.dead_ids()
         assert {entry for entry, _ in gone} <= self.broken.keys() | self.deleted, "lost"
-        assert all(count == 1 for count in self.store.carried_out.values()), "an effect was carried out twice"
+        assert all(count == 2 for count in self.store.carried_out.values()), "effects were carried out in part, or twice"
         if self.by_key:
             self.each_key_is_finished_from_its_beginning(left)
             self.one_of_a_key_is_in_hand()
@@ -324,10 +311,8 @@ class OwnerMachine(RuleBasedStateMachine):
     def handle_all(self) -> None:
         while self.ready or self.running:
             if self.ready:
-                self.take(1)
-            message = self.running.pop()
-            self.through(message, returned=True)
-            self.shard.finish(message)
+                self.take()
+            self.end(self.running.pop(), "returns")
 
     def teardown(self) -> None:
         held = self.shard.session
@@ -336,7 +321,7 @@ class OwnerMachine(RuleBasedStateMachine):
             rounds += 1
             assert rounds < 1000, "never comes to an end"
             self.handle_all()
-            self.step(3, "answered")
+            self.step(3, ["answered"])
             self.wait(40.0)
             self.all_holds()
         assert not self.store.pending

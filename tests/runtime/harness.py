@@ -8,8 +8,8 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import anyio
@@ -86,6 +86,15 @@ def workers(
     finally:
         for worker in started:
             worker.end()
+
+
+@asynccontextmanager
+async def running(client: shardq.Client, worker: shardq.Worker) -> AsyncIterator[None]:
+    """The worker runs in this process, and is stopped gracefully at the end."""
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(worker.run, client)
+        yield
+        worker.stop()
 
 
 async def until(condition: Callable[[], bool] | Callable[[], Awaitable[bool]], deadline_s: float, what: str) -> float:

@@ -1,5 +1,6 @@
-"""Retries, dead letters, effects, dedupe, jobs and delays while workers are killed at random moments: nothing lost, order
-per key, effects once. The whole history is in Redis: each message's effect appends its number to a list of its key.
+"""Retries, dead letters, effects, dedupe, jobs and delays while workers are killed at random moments: nothing lost,
+order per key, effects once. The whole history is in Redis: each message's effect appends its number to a list of its
+key.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ import os
 import signal
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -18,22 +17,13 @@ import pytest
 import shardq
 from shardq.ops.local_cluster import LocalCluster
 from shardq.storage.cluster import pack_command
-from tests.runtime.harness import backlog, check_equation, drained, until
+from tests.runtime.harness import backlog, check_equation, drained, running, until
 from tests.runtime.proxy import proxied
 
 pytestmark = pytest.mark.anyio
 
 GROUP = "g"
 FAST = shardq.Retry(base=0.05, factor=1.5)
-
-
-@asynccontextmanager
-async def running(client: shardq.Client, worker: shardq.Worker) -> AsyncIterator[None]:
-    """The worker runs in this process, and is stopped gracefully at the end."""
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(worker.run, client)
-        yield
-        worker.stop()
 
 
 async def dead_letters(queue: shardq.Queue) -> list[dict[str, Any]]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import anyio
@@ -15,19 +14,11 @@ import pytest
 import shardq
 from shardq.ops.local_cluster import LocalCluster
 from shardq.storage.cluster import pack_command
-from tests.runtime.harness import GROUP, check_equation, drained, until
+from tests.runtime.harness import GROUP, check_equation, drained, running, until
 
 pytestmark = pytest.mark.anyio
 
 FAST = shardq.Retry(attempts=3, base=0.1, factor=2, jitter=0)
-
-
-@asynccontextmanager
-async def running(client: shardq.Client, worker: shardq.Worker) -> AsyncIterator[None]:
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(worker.run, client)
-        yield
-        worker.stop()
 
 
 async def letters(queue: shardq.Queue) -> list[shardq.DeadLetter]:

@@ -351,6 +351,51 @@ async def test_what_can_not_be_sent_is_sent_later(
         assert len(re.findall("schedule s .* takes no messages", caplog.text)) == 1
 
 
+# -- workers ----------------------------------------------------------------------------------------------
+
+
+async def test_workers_set_it_and_handle_it(cluster: LocalCluster, queue_name: str) -> None:
+    """Two of them start at once, and again: each tick is handled once, and the schedule stays as it was set first."""
+    handled: list[shardq.Message] = []
+
+    def worker(name: str) -> shardq.Worker:
+        made = shardq.Worker(queue_name, group="g", name=name, lease=1)
+        made.cron(EVERY_SECOND, name="s", key="k", value={"n": 1}, headers={"h": "v"}, missed="all")
+        made.cron(EVERY_MINUTE, name="other", timezone="Europe/Berlin", missed="skip")
+
+        @made.handler
+        async def handle(message: shardq.Message) -> None:
+            handled.append(message)
+
+        return made
+
+    async with declared(cluster, queue_name) as (client, _):
+        stood: list[list[Schedule]] = []
+        for count in (2, 4):
+            async with anyio.create_task_group() as tasks:
+                both = [worker("one"), worker("two")]
+                for each in both:
+                    tasks.start_soon(each.run, client)
+                await until(lambda count=count: len(handled) >= count, 30, "ticks")
+                stood.append(await client.schedules(queue_name))
+                for each in both:
+                    each.stop()
+        assert stood[0] == stood[1]
+        assert [(each.name, each.missed) for each in stood[0]] == [("other", "skip"), ("s", "all")]
+        (first, *_) = [message for message in handled if message.key == "k"]
+        assert (first.value, first.headers) == ({"n": 1}, {"h": "v", **(first.headers or {})})
+        found = [message.headers["shardq-tick"] for message in handled if message.key == "k" and message.headers]
+        assert len(set(found)) == len(found)
+
+
+def test_a_worker_says_at_once_what_can_not_be_set() -> None:
+    worker = shardq.Worker("q", group="g")
+    with pytest.raises(UsageError, match="is not a cron expression"):
+        worker.cron("every minute", name="s")
+    with pytest.raises(UsageError, match="schedule name"):
+        worker.cron(EVERY_MINUTE, name="")
+
+
 # -- missed ticks -----------------------------------------------------------------------------------------
 
 

@@ -194,6 +194,17 @@ class Rig:
         found = await self.command("XRANGE", self.shard.stream, "-", "+")
         return [value for _, fields in found for value in records.decode(fields[3]).values]
 
+    async def time_ms(self) -> int:
+        """By the clock of the shard's server."""
+        seconds, micros = await self.command("TIME")
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    async def dumps(self, *more: str) -> dict[str, bytes | None]:
+        """Each of the shard's keys, and `more`, as Redis stores it."""
+        own = self.shard
+        keys = [own.stream, own.meta, own.delayed, own.expiring, own.timed, *own.of_group("g"), *more]
+        return {key: await self.command("DUMP", key) for key in keys}
+
     async def meta(self, field: str) -> str | None:
         value = await self.command("HGET", self.shard.meta, field)
         return None if value is None else str(value.decode())

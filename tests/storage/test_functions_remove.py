@@ -68,7 +68,9 @@ async def test_nothing_comes_back_by_itself(shard: GroupRig) -> None:
     assert await keys_of(shard) == []
 
 
-@pytest.mark.parametrize(("keys", "args"), [(4, ["1", "bell"]), (5, ["1"]), (5, ["1", "bell", "g"]), (9, ["1", "bell"])])
+@pytest.mark.parametrize(
+    ("keys", "args"), [(4, ["1", "bell"]), (5, ["1"]), (5, ["1", "bell", "g"]), (9, ["1", "bell"])]
+)
 async def test_misuse_is_refused(shard: GroupRig, keys: int, args: list[str]) -> None:
     names = [shard.shard.stream, shard.shard.meta, shard.shard.delayed, shard.shard.expiring, shard.shard.timed]
     names += shard.shard.of_group("g")

@@ -13,6 +13,7 @@ import pytest
 import shardq
 from shardq.errors import FunctionsMissing
 from shardq.ops.local_cluster import LocalCluster
+from shardq.storage import calls
 from shardq.storage.functions import BUILD, LIBRARY, library_source
 from shardq.storage.nodes import node_command
 from tests.storage.rig import Rig, rig
@@ -95,9 +96,9 @@ async def test_a_full_server_takes_no_appends_but_drains(own_cluster: LocalClust
     by_flag: dict[str, set[str]] = {"allow-oom": set(), "no-writes": set(), "": set()}
     for name, own in flags.items():
         by_flag["".join(own)].add(name.removeprefix(f"{LIBRARY}_"))
-    assert {"append", "declare", "open_shard", "open_group"} <= by_flag[""]
+    assert {"append", "append_each", "promote", "replay", "declare", "open_shard", "open_group"} <= by_flag[""]
     workers = {"step", "acquire", "release", "offer", "ready", "transfer", "beat", "lead", "resign", "plan", "leave"}
-    assert workers <= by_flag["allow-oom"]
+    assert workers | {"tidy", "purge"} <= by_flag["allow-oom"]
     assert {"inspect", "build"} <= by_flag["no-writes"]
 
 
@@ -105,7 +106,7 @@ async def append_on_every_node(client: shardq.Client, queue: str, sequence: int)
     statuses = []
     for slot in (0, 8000, 16383):
         made = Rig(client, f"{queue}-{slot}", slot)
-        await made.call("open_shard", [made.shard.stream, made.shard.meta])
+        await calls.open_shard(made.pipes, made.shard)
         statuses.append((await made.append("p", sequence, "a")).status)
     return statuses
 

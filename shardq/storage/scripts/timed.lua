@@ -30,11 +30,13 @@ local function promote(keys, args)
   if not state.name then return {'MISSING'} end
   local now = now_ms()
   local due = redis.call('ZRANGEBYSCORE', keys[3], '-inf', decimal(now), 'LIMIT', 0, most)
+  local moved = 0
   for _, name in ipairs(due) do
     local batch = redis.call('HGET', keys[4], name)
     if batch then
       if not append_entry(stream, state, 1, batch) then return {'MISSING'} end
       redis.call('HDEL', keys[4], name)
+      moved = moved + 1
     end
     redis.call('ZREM', keys[3], name)
   end
@@ -47,8 +49,8 @@ local function promote(keys, args)
   end
   redis.call('HSET', meta, 'appended', decimal(state.appended), 'bytes', decimal(state.bytes),
     'delayed', decimal(redis.call('ZCARD', keys[3]) - 1))
-  if #due > 0 then append_ring(meta, state, args[1]) end
-  return {'OK', #due, following and decimal(math.max(following - now, 0)) or ''}
+  if moved > 0 then append_ring(meta, state, args[1]) end
+  return {'OK', moved, following and decimal(math.max(following - now, 0)) or ''}
 end
 
 local TIDY_AT_ONCE = 1000

@@ -1,0 +1,129 @@
+"""A live follow of a queue: its last messages, then every new one, without consuming any. Polls with XRANGE: bells ring
+only for groups that wait, and a follower is none. Joins no group and writes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from shardq.core.history import Entry, Merge, Record, open_entry
+from shardq.errors import StoreError
+from shardq.runtime.history import Choice, Pager, feed, make_pagers, node_of
+from shardq.runtime.tasks import task_group
+from shardq.storage.cluster import pack_command
+from shardq.storage.reply import shape
+
+if TYPE_CHECKING:
+    from shardq.runtime.client import Queue
+
+POLL_FIRST_S, POLL_LAST_S = 0.05, 1.0
+POLL_TIMEOUT_S = 1.0  # a master that is away holds up the others no longer than this
+
+_log = logging.getLogger("shardq")
+
+
+async def follow(queue: Queue, choice: Choice, from_end: int) -> AsyncIterator[Record]:
+    """The last `from_end` records, then every new one as it is stored, for ever."""
+    last = await _last_entries(queue, choice.shards)
+    # Whatever is stored from here on lies behind `last`; whatever was stored before lies within it.
+    for record in await _newest(queue, choice, last, from_end):
+        yield record
+    ranges = {shard: (f"({entry}", "+") for shard, entry in last.items()}
+    pagers = make_pagers(queue, ranges, timeout_s=POLL_TIMEOUT_S)
+    pace, away = _Pace(), set[int]()
+    while True:
+        due = await pace.due(queue, choice.shards)
+        merge = Merge(due)
+        news = await _look(merge, pagers, away)
+        for shard, entry in merge.ready():
+            for record in choice.pick(open_entry(shard, entry)):
+                yield record
+        pace.looked(queue, due, news)
+
+
+async def _last_entries(queue: Queue, shards: Sequence[int]) -> dict[int, str]:
+    """The newest entry of each shard; `0-0` where there is none."""
+    found: dict[int, str] = {}
+
+    async def ask(shard: int) -> None:
+        keys = queue.shards[shard]
+        command = pack_command("XREVRANGE", keys.stream, "+", "-", "COUNT", 1)
+        reply: Any = await queue.client.pipes.command(keys.slot, command)
+        with shape("XREVRANGE"):
+            found[shard] = reply[0][0].decode() if reply else "0-0"
+
+    async with task_group() as tasks:
+        for shard in shards:
+            tasks.start_soon(ask, shard)
+    return found
+
+
+async def _newest(queue: Queue, choice: Choice, last: dict[int, str], count: int) -> list[Record]:
+    newest: list[Record] = []
+    pagers = make_pagers(queue, {shard: ("-", entry) for shard, entry in last.items()}, reverse=True)
+    merge = Merge(pagers, reverse=True)
+    while merge.hungry and len(newest) < count:
+        await feed(merge, pagers)
+        for shard, entry in merge.ready():
+            newest += reversed(choice.pick(open_entry(shard, entry)))
+            if len(newest) >= count:
+                break
+    return newest[:count][::-1]
+
+
+async def _look(merge: Merge, pagers: dict[int, Pager], away: set[int]) -> dict[int, bool]:
+    """One page of each shard that the merge waits for; returns those that had something, and whether there is more. A
+    shard out of reach stands in `away` and is looked at again later: a follower outlives a failover."""
+    news: dict[int, bool] = {}
+
+    async def fetch(shard: int) -> None:
+        entries: list[Entry] = []
+        try:
+            entries, last = await pagers[shard].page()
+        except StoreError as error:
+            if not error.retryable:
+                raise
+            if shard not in away:
+                _log.warning("shard %d can't be followed right now, it is tried again: %s", shard, error)
+            away.add(shard)
+        else:
+            away.discard(shard)
+            if entries:
+                news[shard] = not last
+        merge.feed(shard, entries, last=True)
+
+    async with task_group() as tasks:
+        for shard in sorted(merge.hungry):
+            tasks.start_soon(fetch, shard)
+    return news
+
+
+class _Pace:
+    """When each node is looked at next: soon after there was something, once a second where nothing comes."""
+
+    def __init__(self) -> None:
+        self._pauses: dict[str, float] = {}
+        self._due: dict[str, float] = {}
+
+    async def due(self, queue: Queue, shards: Sequence[int]) -> list[int]:
+        """Waits until a node is due; returns the shards of all that are."""
+        while True:
+            now = anyio.current_time()
+            nodes = {shard: node_of(queue, shard) for shard in shards}
+            ready = [shard for shard, node in nodes.items() if self._due.get(node, 0.0) <= now]
+            if ready:
+                return ready
+            await anyio.sleep(min(self._due[node] for node in set(nodes.values())) - now)
+
+    def looked(self, queue: Queue, shards: Sequence[int], news: dict[int, bool]) -> None:
+        now = anyio.current_time()
+        busy = {node_of(queue, shard): False for shard in news}
+        busy |= {node_of(queue, shard): True for shard, more in news.items() if more}
+        for node in {node_of(queue, shard) for shard in shards}:
+            idle = min(self._pauses.get(node, POLL_FIRST_S) * 2, POLL_LAST_S)
+            self._pauses[node] = POLL_FIRST_S if node in busy else idle
+            self._due[node] = now + (0.0 if busy.get(node) else self._pauses[node])
