@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import anyio
 import pytest
+from redis.asyncio.connection import Connection
 
 from shardq.core.intake import pack_progress
 from shardq.core.session import FIRST
@@ -210,6 +212,17 @@ async def test_what_a_full_queue_dropped_is_no_backlog_of_a_group_that_begins_be
     assert all(after[name] >= before[name] for name in before)
 
 
+async def test_what_is_dropped_before_its_start_is_nothing_to_a_group(shard: GroupRig) -> None:
+    await shard.open("early")
+    entries = [await shard.append(2) for _ in range(3)]
+    await shard.open("late", Start(entries[2]))
+    await shard.command("HSET", shard.shard.meta, "max_backlog", "6", "overflow", "drop-oldest")
+    entries.append(await shard.append(4))
+    assert [entry for entry, *_ in await shard.entries()] == entries[2:]
+    assert [(await shard.counters(group)).skip for group in ("early", "late")] == [4, 0]
+    assert await shard.backlog("late") == 6
+
+
 async def test_dropped_messages_that_a_reset_passes_by_are_lost_all_the_same(shard: GroupRig) -> None:
     left = await dropped(shard)
     for start, behind in ((EARLIEST, 4), (Start(left[1]), 0), (LATEST, 0)):
@@ -218,7 +231,7 @@ async def test_dropped_messages_that_a_reset_passes_by_are_lost_all_the_same(sha
         assert (own.skip, own.lost) == (behind, 4 - behind)
 
 
-@pytest.mark.parametrize("erased", [0, 2, 3])
+@pytest.mark.parametrize("erased", [0, 2, 3, 4])
 async def test_an_entry_that_was_erased_is_no_backlog_of_a_group_that_begins_before_it(
     shard: GroupRig, erased: int
 ) -> None:
@@ -226,8 +239,8 @@ async def test_an_entry_that_was_erased_is_no_backlog_of_a_group_that_begins_bef
     entries = [await shard.append(2), await shard.append(3), await shard.foreign(), await shard.append(4)]
     entries.append(await shard.append(1))
     await shard.command("XDEL", shard.shard.stream, entries[erased])
-    await shard.command("HSET", shard.shard.meta, "erased", [2, 3, 1, 4][erased])
-    left = {0: 8, 2: 10, 3: 6}[erased]
+    await shard.command("HSET", shard.shard.meta, "erased", [2, 3, 1, 4, 1][erased])
+    left = {0: 8, 2: 10, 3: 6, 4: 9}[erased]
     assert await shard.open() == Done("CREATED", left)
     owner = await shard.own()
     await shard.finish(owner, await shard.fetch(owner, 2))
@@ -444,6 +457,24 @@ async def test_names_that_begin_alike_are_told_apart(shard: GroupRig) -> None:
     meta = await shard.meta()
     assert meta["groups"] == "g.1 g-1 1.g"
     assert {name for name in meta if name.startswith("floor:")} == {"floor:g.1", "floor:g-1", "floor:1.g"}
+
+
+async def test_owners_are_rung(shard: GroupRig) -> None:
+    """Who waits for the lease, or idles with it, looks at once."""
+    await shard.open()
+    node = shard.client.cluster.node_of(shard.shard.slot)
+    assert node is not None
+    bell = Connection(host=node.host, port=node.port)
+    await bell.connect()
+    try:
+        await bell.send_command("SSUBSCRIBE", shard.shard.bell)
+        assert (await bell.read_response())[0] == b"ssubscribe"  # type: ignore[index]
+        for change in (shard.reset(LATEST), shard.delete()):
+            assert (await change).status == "OK"
+            with anyio.fail_after(10):
+                assert await bell.read_response() == [b"smessage", shard.shard.bell.encode(), b"lease"]
+    finally:
+        await bell.disconnect()
 
 
 # -- misuse -------------------------------------------------------------------------------------------------
