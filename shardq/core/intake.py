@@ -54,11 +54,11 @@ def build_messages(decoded: records.RecordBatch, batch: Batch) -> list[Message]:
 def pristine_value(message: Message) -> Any:
     """The message's value as it was stored, whatever a handler did to the object it was given."""
     batch = message.batch
-    if not batch.raw:
-        return message.value
     if batch.item:
         return _kept_decoder.decode(batch.raw).value
     if batch.pristine is None:
+        if not batch.raw:
+            return message.value
         batch.pristine = records.decode(batch.raw)  # once a batch, however many of its messages fail
     return batch.pristine.values[message.index]
 
@@ -83,12 +83,18 @@ def open_kept(owner: Ownership, item: int, raw: bytes) -> tuple[Message, str]:
     """The message of a kept record, and the error of its last failure. Raises CorruptData."""
     try:
         kept = _kept_decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError, ValueError, TypeError) as error:
         msg = f"a message that was put off does not decode: {error}"
         raise CorruptData(msg) from error
     key: Any = kept.key
     if not isinstance(key, (str, bytes, type(None))):
         msg = "a message that was put off has a key that is neither str nor bytes"
+        raise CorruptData(msg)
+    if kept.headers and any(type(value) not in (str, bytes) for value in kept.headers.values()):
+        msg = "a message that was put off has a header that is neither str nor bytes"
+        raise CorruptData(msg)
+    if kept.index < 0 or kept.attempt < 1:
+        msg = f"a message that was put off has the index {kept.index} and the attempt {kept.attempt}"
         raise CorruptData(msg)
     batch = Batch(owner, kept.entry, 1, raw, item)
     return Message(key, kept.value, kept.headers, kept.sent_at_ms, kept.index, batch, kept.attempt), kept.error

@@ -29,6 +29,7 @@ MAX_ITEMS = 50_000
 SUSPECT_GETS = 2
 FATAL_GETS = 4
 SUSPECT_PAUSE_S = 0.1
+MAX_DIGITS = 16  # of any number in a member; beyond 2**53 the store's scores are not exact
 
 
 def key_tag(key: Key) -> bytes:
@@ -56,10 +57,14 @@ def parse_member(member: bytes, now_ms: int, now_s: float) -> Item | None:
     """An item as the store's index shows it; None for what shardq did not write. That stays where it is: it names no
     message that could be handled, and a broken item must not keep a shard from being served."""
     parts = member.split(b":", 3)
-    if len(parts) != 4 or not all(part.isdigit() for part in parts[:3]) or parts[3][:1] not in (b"", b"k"):
+    if len(parts) != 4 or not all(map(_is_number, parts[:3])) or parts[3][:1] not in (b"", b"k"):
         return None
     lane = lane_key(parts[3][1:]) if parts[3] else None
     return Item(int(parts[0]), now_s + (int(parts[1]) - now_ms) / 1000, int(parts[2]), lane)
+
+
+def _is_number(digits: bytes) -> bool:
+    return digits.isdigit() and len(digits) <= MAX_DIGITS
 
 
 class Later:
@@ -178,6 +183,7 @@ class Later:
         if self.alone in asked:
             self.alone = None
         for item_id in asked:
+            self.items[item_id].gets -= 1  # nobody died of it
             heapq.heappush(self._heap, (now_s, item_id))
         return asked
 

@@ -29,6 +29,7 @@ from shardq.core.intake import (
     pristine_value,
     unpack_progress,
 )
+from shardq.core.jobs import job_of
 from shardq.core.lanes import lane_key
 from shardq.core.later import FATAL_GETS, MAX_ITEMS, SUSPECT_GETS, Later, key_tag
 from shardq.core.message import Batch, Message, Ownership
@@ -39,6 +40,7 @@ FIRST = "0-0"
 Entry = tuple[bytes, Sequence[bytes]]
 
 STEP_BYTES = 2 * 1024 * 1024
+DEAD_BYTES = 64 * 1024 * 1024
 FIRST_ENTRIES = 16
 MAX_ENTRIES = 500
 ITEMS_AT_ONCE = 500
@@ -58,11 +60,14 @@ class Put:
 
 @dataclass(slots=True)
 class Move:
-    """A message on its way out of its entry: put off, or a dead letter."""
+    """A message that is put off, on its way out of its entry."""
 
     message: Message
-    put: Put | None = None
-    dead: bytes = b""
+    put: Put
+
+    @property
+    def size(self) -> int:
+        return len(self.put.record) + len(self.put.tag)
 
 
 @dataclass(slots=True)
@@ -118,16 +123,20 @@ class Session:
         self._seen: bytes | None = None
         self.in_flight: dict[str, Batch] = {}
         self.acked = self.retried = self.outstanding = 0
-        self.entries_cap = MAX_ENTRIES
+        self.entries_cap, self.items_cap = MAX_ENTRIES, ITEMS_AT_ONCE
         self._finished: list[Batch] = []
         self._dead: list[tuple[int, bytes]] = []
         self._moves: deque[Move] = deque()
+        self._moves_bytes = 0
+        self._burials: deque[tuple[Message, bytes]] = deque()
         self._drops: list[int] = []
         self._gets: list[int] = []
         self._jobs: dict[str, tuple[int, bytes]] = {}
         self._effects: list[tuple[Message, Effect]] = []
         self._messages_per_entry = 1.0
         self._bytes_per_entry = 0.0
+        self._bytes_per_item = STEP_BYTES / FIRST_ENTRIES
+        self._rereads = 0
 
     # -- handling --------------------------------------------------------------------------------------------
 
@@ -180,7 +189,9 @@ class Session:
         self._put(message, Put(0, 0, 0, key_tag(message.key), keep(message, message.value, message.attempt, "")))
 
     def _put(self, message: Message, put: Put) -> None:
-        self._moves.append(Move(message, put))
+        move = Move(message, put)
+        self._moves.append(move)
+        self._moves_bytes += move.size
         if not put.item:
             self.later.expect(_lane_of(message))
 
@@ -198,7 +209,7 @@ class Session:
         """The message's attempts are used up: `record` is kept as a dead letter with the next commit."""
         self.owner.effects.pop(message.id, None)
         self.outstanding -= 1
-        self._moves.append(Move(message, dead=record))
+        self._burials.append((message, record))
         if message.batch.item:
             self.later.finish(message.batch.item, now_s)
 
@@ -213,9 +224,9 @@ class Session:
 
     @property
     def uncommitted(self) -> bool:
-        return bool(
-            self.acked or self.retried or self._finished or self._dead or self._moves or self._drops or self._jobs
-        )
+        counted = self.acked or self.retried
+        leaving = self._finished or self._dead or self._burials or self._moves or self._drops
+        return bool(counted or leaving or self._jobs)
 
     # -- committing and fetching -----------------------------------------------------------------------------
 
@@ -230,8 +241,12 @@ class Session:
 
     @property
     def items_wanted(self) -> int:
-        """How many items may be asked for now: some go on however much is in hand, for they hold up their keys."""
-        return ITEMS_AT_ONCE - len(self._gets)
+        """How many items may be asked for now: some go on however much is in hand, for they hold up their keys. None
+        while more is put off than one step takes: an item that is put back must not be fetched before it is."""
+        if self._moves_bytes > STEP_BYTES:
+            return 0
+        by_bytes = int(STEP_BYTES / self._bytes_per_item) or 1
+        return min(by_bytes, self.items_cap) - len(self._gets)
 
     def entries_wanted(self, messages_max: int) -> int:
         """Entries to ask for so that about `messages_max` messages are in hand; 0 when there are enough."""
@@ -247,6 +262,7 @@ class Session:
     def next_step(self, entries_max: int) -> Step:
         """The next step: what is finished so far, as far as it fits, and a fetch of at most `entries_max` entries."""
         self.number += 1
+        self._take_burials()
         puts, lanes = self._take_moves()
         partial = []
         for batch in self.in_flight.values():
@@ -286,20 +302,26 @@ class Session:
         size = 0
         while self._moves and size < STEP_BYTES:
             move = self._moves.popleft()
-            item = move.message.batch.item
-            if move.put is not None:
-                puts.append(move.put)
-                size += len(move.put.record) + len(move.put.tag)
-                if not move.put.item:
-                    lanes.append(_lane_of(move.message))
-            else:
-                self._dead.append((1, move.dead))
-                size += len(move.dead)
-                if item:
-                    self._drops.append(item)
-            if not item:
+            puts.append(move.put)
+            size += move.size
+            if not move.put.item:
+                lanes.append(_lane_of(move.message))
                 self._leave(move.message)
+        self._moves_bytes -= size
         return puts, lanes
+
+    def _take_burials(self) -> None:
+        """All, but for a bound that keeps the call possible: later messages of their keys are handled already, and a
+        crash after those were committed would bring these back out of order."""
+        size = 0
+        while self._burials and size < DEAD_BYTES:
+            message, record = self._burials.popleft()
+            self._dead.append((1, record))
+            size += len(record)
+            if message.batch.item:
+                self._drops.append(message.batch.item)
+            else:
+                self._leave(message)
 
     def applied(self, step: Step) -> None:
         """The store applied the step."""
@@ -316,14 +338,17 @@ class Session:
         step.acked -= 1
         step.dead.append((1, record))
         step.full = True
+        if message.headers and (named := job_of(message.headers)):
+            step.jobs = [job for job in step.jobs if job[0] != named[0]]  # it is not done after all
 
     def reread(self, step: Step, now_s: float) -> None:
         """A reply was lost: what it may have brought is pending, so look there first."""
         self.cursor = FIRST
+        self._rereads += 1
         self.later.ask_again(now_s)
         self.later.next_item += len(step.lanes)  # its puts were applied: the index is to be read on
         # It may be the size of the answer that kept it from coming in time.
-        self.entries_cap = max(1, self.entries_cap // 2)
+        self.entries_cap, self.items_cap = max(1, self.entries_cap // 2), max(1, self.items_cap // 2)
 
     def receive(self, step: Step, fetched: Fetched, now_s: float) -> list[list[Message]]:
         """Takes in what the step fetched; returns the messages to handle, in order, a list for each batch."""
@@ -332,7 +357,7 @@ class Session:
         if step.cursor != NEW and step.entries_max:
             self.cursor = entries[-1][0].decode() if entries else NEW
         batches = self._open_items(step, fetched, now_s)
-        size = fresh = 0
+        size = fresh = count = 0
         if entries:
             self.entries_cap = min(self.entries_cap * 2, MAX_ENTRIES)
         for position, (entry_id, fields) in enumerate(entries):
@@ -342,10 +367,11 @@ class Session:
             messages = self._open(entry, fields, progress[position] if position < len(progress) else b"")
             if messages:
                 batches.append(messages)
+                count += len(messages)
             size += sum(map(len, fields))
             fresh += 1
         if fresh:
-            self._learn_sizes(fresh, sum(map(len, batches)), size)
+            self._learn_sizes(fresh, count, size)
         return batches
 
     def _learn_items(self, step: Step, fetched: Fetched, now_s: float) -> None:
@@ -362,6 +388,10 @@ class Session:
     # -- what is handled later -------------------------------------------------------------------------------
 
     def _open_items(self, step: Step, fetched: Fetched, now_s: float) -> list[list[Message]]:
+        if step.gets:
+            size = sum(map(len, fetched.records)) / len(step.gets)
+            self._bytes_per_item = max(size, 0.5 * self._bytes_per_item, 1.0)
+            self.items_cap = min(self.items_cap * 2, ITEMS_AT_ONCE)
         opened = (self._item(item, raw, now_s) for item, raw in zip(step.gets, fetched.records, strict=True))
         return [[message] for message in opened if message is not None]
 
@@ -416,8 +446,10 @@ class Session:
         return self._suspect(times, messages)
 
     def _suspect(self, times: bytes, messages: list[Message]) -> list[Message]:
-        """Messages that were delivered again and again without an outcome go where each is handled alone."""
-        if not times.isdigit() or int(times) < SUSPECT_DELIVERIES:
+        """Messages that were delivered again and again without an outcome go where each is handled alone. Deliveries
+        that this session itself asked for again, their answer lost, say nothing against them. Were they counted, a
+        message could be put before an earlier one of its key that this session holds already."""
+        if not times.isdigit() or int(times) - self._rereads < SUSPECT_DELIVERIES:
             return messages
         for message in messages:
             self.outstanding -= 1
@@ -450,7 +482,9 @@ class Session:
             return self._set_aside(entry, 1, b"", "the entry was deleted while it was pending")
         batch = Batch(self.owner, entry, 1)
         self.in_flight[entry] = batch
-        messages = [Message(None, records.foreign_value(fields), None, 0, 0, batch)]
+        value = records.foreign_value(fields)
+        batch.pristine = records.RecordBatch(0, None, [None], [dict(value)], None)
+        messages = [Message(None, value, None, 0, 0, batch)]
         if self.marks:
             messages = self._without_deleted(messages, frozenset())
         self.outstanding += len(messages)

@@ -167,6 +167,8 @@ class OwnedShard(Ownership):
         self.session.put_off(message, wait_s, error, monotonic())
         for other in behind:
             self.session.park(other)
+        if not message.batch.item:
+            self._lane_left(message)  # a replayed message of the key may have waited for it
         self.wake()
 
     def bury(self, message: Message, record: bytes) -> None:

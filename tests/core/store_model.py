@@ -1,5 +1,5 @@
-"""One shard as scripts/append.lua, step.lua and dead.lua keep it for one group, in plain Python: what tests of the core
-hold an owner to. Knows nothing of the owner.
+"""One shard as scripts/append.lua, step.lua, dead.lua and delete.lua keep it for one group, in plain Python: what tests of
+the core hold an owner to. Knows nothing of the owner.
 """
 
 from __future__ import annotations
@@ -60,12 +60,16 @@ class Store:
     progress: dict[int, bytes] = field(default_factory=dict)
     later: dict[int, Index] = field(default_factory=dict)
     kept: dict[int, bytes] = field(default_factory=dict)
+    kept_id: dict[int, ID] = field(default_factory=dict)  # also of those that were emptied
     letters: list[tuple[int, bytes]] = field(default_factory=list)
     jobs: dict[str, bytes] = field(default_factory=dict)
     carried_out: Counter[str] = field(default_factory=Counter)
     next_item: int = 1
     token: str = ""
     step_number: int = 0
+    refused: tuple[str, int, int] = ("", 0, 0)
+    marks: frozenset[tuple[str, int]] = frozenset()
+    marks_version: int = 0
     now_ms: int = 1_700_000_000_000
     last: int = 0
     appended: int = 0
@@ -97,25 +101,35 @@ class Store:
         self.replayed += count
         return number_of(entry), int(index)
 
+    def mark(self, id_: ID) -> None:
+        """The message is deleted: owners finish it unhandled, copies of it are emptied."""
+        self.marks |= {(f"{id_[0]}-0", id_[1])}
+        self.marks_version += 1
+        for item, kept in self.kept_id.items():
+            if kept == id_:
+                self.kept[item] = b""
+
     # -- step ------------------------------------------------------------------------------------------------
 
     def step(self, token: str, step: Step) -> Answer:
         if token != self.token:
             return Answer("FENCED")
         if step.number <= self.step_number:
-            return Answer("REPEAT")
+            refused = self.refused[:2] == (token, step.number)
+            return Answer("EFFECT", effect=self.refused[2]) if refused else Answer("REPEAT")
         if step.number > self.step_number + 1:
             return Answer("FENCED")
         for number, (_, effect) in enumerate(step.effects, 1):
             if effect == BAD:
-                self.step_number = step.number
+                self.step_number, self.refused = step.number, (token, step.number, number)
                 return Answer("EFFECT", effect=number)
         self.step_number = step.number
         self.commit(step)
         entries, progress = self.fetch(step) if step.entries_max else ([], [])
         gets = [self.get(item) for item in step.gets]
         items = self.members(step.known) if step.full else None
-        return Answer("OK", Fetched(entries, progress, self.next_item, None, b"", self.now_ms, items, gets))
+        marks = b"%d" % self.marks_version if self.marks_version else b""
+        return Answer("OK", Fetched(entries, progress, self.next_item, None, marks, self.now_ms, items, gets))
 
     def commit(self, step: Step) -> None:
         assert step.full or not (step.dead or step.puts or step.drops or step.gets or step.jobs or step.effects)
@@ -136,12 +150,13 @@ class Store:
             assert item not in self.kept or put.item
             self.put(item, Index(self.now_ms + put.wait_ms, put.gets, put.tag), put.record)
         for item in step.drops:
-            del self.later[item], self.kept[item]
+            del self.later[item], self.kept[item], self.kept_id[item]
         self.jobs |= {job: record for job, _, record in step.jobs}
         self.carried_out.update(message.id for message, _ in step.effects)
 
     def put(self, item: int, index: Index, record: bytes) -> None:
-        self.later[item], self.kept[item] = index, record
+        kept = msgspec.msgpack.decode(record, type=KeptRecord)
+        self.later[item], self.kept[item], self.kept_id[item] = index, record, (number_of(kept.entry), kept.index)
 
     def fetch(self, step: Step) -> tuple[list[Entry], list[bytes]]:
         if step.cursor != NEW:
@@ -168,17 +183,13 @@ class Store:
 
     # -- what there is ---------------------------------------------------------------------------------------
 
-    def kept_ids(self) -> list[ID]:
-        kept = (msgspec.msgpack.decode(raw, type=KeptRecord) for raw in self.kept.values())
-        return [(number_of(record.entry), record.index) for record in kept]
-
     def unfinished(self) -> set[ID]:
         """Every message that the group has not finished, by reading all there is."""
         left = []
         for entry in [*self.pending, *(entry for entry in self.stream if entry > self.last)]:
             done = unpack_progress(self.progress.get(entry, b""), self.counts[entry])
             left += [(entry, index) for index in range(self.counts[entry]) if not done[index]]
-        left += self.kept_ids()
+        left += self.kept_id.values()
         assert len(left) == len(set(left)), "a message is in two places"
         return set(left)
 

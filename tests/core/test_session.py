@@ -68,7 +68,8 @@ class OwnerMachine(RuleBasedStateMachine):
         self.lane_of: dict[ID, str | None] = {}
         self.broken: dict[int, int] = {}
         self.deleted: set[int] = set()
-        self.unordered: set[ID] = set()  # replayed, or never read: they have no place in their key's order
+        self.unordered: set[ID] = set()  # replayed, deleted, or never read: they have no place in their key's order
+        self.erased: set[ID] = set()
         self.returned: set[ID] = set()
         self.epoch = 0
         self.take_over()
@@ -107,6 +108,14 @@ class OwnerMachine(RuleBasedStateMachine):
     def deletable(self) -> list[int]:
         # Of one message: whoever reads it then can only tell that one entry is gone.
         return [entry for entry in self.store.pending if self.store.counts[entry] == 1 and entry in self.store.stream]
+
+    @rule(place=st.integers(0, 5))
+    def delete_a_message(self, place: int) -> None:
+        id_ = list(self.lane_of)[-1 - place] if place < len(self.lane_of) else None
+        if id_ in self.store.unfinished() and id_[0] not in self.broken:
+            self.store.mark(id_)
+            self.unordered.add(id_)
+            self.erased.add(id_)
 
     @precondition(lambda self: self.store.dead_ids())
     @rule()
@@ -168,8 +177,12 @@ class OwnerMachine(RuleBasedStateMachine):
 
     def take(self) -> None:
         message = self.ready.popleft()
-        self.may_start(message)
-        self.running.append(message)
+        if self.shard.is_deleted(message):
+            self.over.add(id_of(message))
+            self.shard.finish(message)
+        else:
+            self.may_start(message)
+            self.running.append(message)
 
     def end(self, message: Message, what: str) -> None:
         """A handler ends, in one way or another."""
@@ -234,9 +247,9 @@ class OwnerMachine(RuleBasedStateMachine):
         assert step is not None
         if fate == "call lost":
             return
-        before = self.store.kept_ids()
+        before = set(self.store.kept_id.values())
         answer = self.store.step(self.shard.token, step)
-        self.nothing_unfinished_was_acknowledged(step, set(before))
+        self.nothing_unfinished_was_acknowledged(step, before)
         if fate == "reply lost":
             return
         assert answer.status != "FENCED"
@@ -248,6 +261,8 @@ class OwnerMachine(RuleBasedStateMachine):
         if answer.status == "REPEAT":
             held.reread(step, Clock.now_s)
             return
+        if answer.fetched.marks != held.marks_version:
+            self.shard.set_marks(answer.fetched.marks, self.store.marks)
         for messages in held.receive(step, answer.fetched, Clock.now_s):
             self.bring(messages)
 
@@ -268,7 +283,7 @@ class OwnerMachine(RuleBasedStateMachine):
 
     def nothing_unfinished_was_acknowledged(self, step: Step, kept_before: set[ID]) -> None:
         """An entry goes in the step that puts its last messages elsewhere, not before it."""
-        elsewhere = self.over | self.store.dead_ids() | set(self.store.kept_ids()) | kept_before
+        elsewhere = self.over | self.erased | self.store.dead_ids() | set(self.store.kept_id.values()) | kept_before
         for batch in step.finished:
             entry = number_of(batch.entry)
             if entry not in self.store.pending and entry not in self.broken and entry not in self.deleted:
@@ -288,7 +303,7 @@ class OwnerMachine(RuleBasedStateMachine):
         left = self.store.unfinished()
         assert self.store.backlog() == len(left), "the counters are not exact"
         assert self.shard.session.outstanding == len(list(self.in_hand()))
-        gone = set(self.lane_of) - left - self.returned - self.store.dead_ids()
+        gone = set(self.lane_of) - left - self.returned - self.erased - self.store.dead_ids()
         assert {entry for entry, _ in gone} <= self.broken.keys() | self.deleted, "lost"
         assert all(count == 2 for count in self.store.carried_out.values()), "effects were carried out in part, or twice"
         if self.by_key:

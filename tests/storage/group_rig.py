@@ -231,3 +231,12 @@ async def group_rig(url: str, queue: str) -> AsyncIterator[GroupRig]:
         made = GroupRig(client, queue)
         assert await calls.open_shard(made.pipes, made.shard)
         yield made
+
+
+@asynccontextmanager
+async def checked_rig(url: str, queue: str) -> AsyncIterator[GroupRig]:
+    """The same; whatever was done to it, the counters of each group must add up in the end."""
+    async with group_rig(url, queue) as made:
+        yield made
+        for group in (await made.meta())["groups"].split():
+            await made.backlog(group)

@@ -229,9 +229,7 @@ async def test_malformed_messages_are_refused_all_together(shard: Rig, args: lis
     keys = shard.shard
     before = await shard.dumps()
     with pytest.raises(StoreRefused, match="report it"):
-        await shard.call(
-            "append_each", [keys.stream, keys.meta, keys.delayed, keys.expiring, keys.timed], *args
-        )
+        await shard.call("append_each", [keys.stream, keys.meta, keys.delayed, keys.expiring, keys.timed], *args)
     with pytest.raises(StoreRefused, match="report it"):
         await shard.call("append_each", [keys.stream, keys.meta], "p", 1, "bell", *GOOD)
     assert await shard.dumps() == before

@@ -4,7 +4,7 @@
 -- ARGV   1 group   2 token   3 step number   4 '1' to renew the lease   5 cursor: '>' for new entries, or an entry id
 --        to read the pending ones after it   6 entries to fetch at most (0: none)   7 '1' to be rung when nothing came
 --        8 messages acknowledged   9 messages retried   10 items of `later` known up to this id
---        then sections, each a name, a count, and that many items of
+--        then sections, each at most once: a name, a count, and that many items of
 --          done     entry finished whole
 --          part     entry finished in part, its progress
 --          dead     messages it stands for, dead letter
@@ -29,6 +29,7 @@
 -- allow-oom: a full server must be able to drain.
 
 local STEP_WIDTH = {done = 1, part = 2, dead = 2, put = 5, drop = 1, get = 1, seen = 1, job = 3}
+local STEP_SMALL = {done = true, part = true, seen = true} -- for which three keys are enough
 local STEP_PAGE = 1000
 
 local function step_entry(text) return string.find(text, '^%d+%-%d+$') end
@@ -56,7 +57,8 @@ local function step_sections(keys, args)
   for name in pairs(STEP_WIDTH) do sections[name] = {first = 0, size = 0} end
   while at <= #args do
     local name, size = args[at], natural(args[at + 1] or '')
-    if not sections[name] or not size or (name ~= 'done' and name ~= 'part' and name ~= 'seen' and #keys < 8) then return nil end
+    if not sections[name] or sections[name].first > 0 or not size then return nil end
+    if #keys < 8 and not STEP_SMALL[name] then return nil end
     sections[name] = {first = at + 2, size = size}
     if name == 'effect' then
       at = effect_end(keys, args, at + 2, size)
