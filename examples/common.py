@@ -1,7 +1,7 @@
-"""What the examples share: their command line, worker processes that can be killed, and what they say at the end.
+"""What the examples share: their command line, processes that can be killed, and what they say at the end.
 
-Each example is one file. `python -m examples.NAME` runs it whole on the cluster that `shardq up` started (or `--url`), and
-ends with exit status 0 only if what it promises is what happened.
+Each example is one file. `python -m examples.NAME` runs it whole on the cluster that `shardq up` started (or `--url`),
+and ends with exit status 0 only if what it promises is what happened. Nothing here is needed to use shardq.
 """
 
 from __future__ import annotations
@@ -11,68 +11,115 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
 
 import anyio
+from redis.asyncio import RedisCluster
 
 import shardq
 
 ROOT = Path(__file__).parents[1]
 GROUP = "example"
+LEASE_S = 1.0  # a killed worker's shards rest about so long: short, as an example should be
 
 
-class Workers:
-    """Worker processes of one example, as `shardq work` runs them."""
+class Processes:
+    """Processes of one kind, each as `python ARGUMENTS`. What they write to stderr is shown when the example fails."""
 
-    def __init__(self, url: str, target: str, environment: dict[str, str]) -> None:
-        self._command = [sys.executable, "-m", "shardq", "work", target, "--url", url, "--log-level", "error"]
+    def __init__(self, arguments: list[str], environment: dict[str, str]) -> None:
+        self._command = [sys.executable, *arguments]
         self._environment = os.environ | environment
         self._running: list[subprocess.Popen[bytes]] = []
+        self._errors = TemporaryFile()  # noqa: SIM115 # closed by `stop`
 
     def start(self) -> None:
-        self._running.append(subprocess.Popen(self._command, env=self._environment, cwd=ROOT, stderr=subprocess.DEVNULL))
+        process = subprocess.Popen(self._command, env=self._environment, cwd=ROOT, stderr=self._errors)
+        self._running.append(process)
 
     def kill_one(self) -> None:
-        """SIGKILL: the process has no chance to say goodbye, as when a node dies or memory runs out."""
-        self._running.pop(0).kill()
+        """SIGKILL to the oldest: it has no chance to say goodbye, as when a machine dies or memory runs out."""
+        oldest = self._running.pop(0)
+        if oldest.poll() is not None:
+            raise SystemExit(f"FAILED: the process to be killed had ended by itself: {self.said()}")
+        oldest.kill()
+        oldest.wait()
 
-    @property
-    def running(self) -> int:
+    def alive(self) -> int:
         return sum(process.poll() is None for process in self._running)
 
+    def said(self) -> str:
+        """The end of what they wrote to stderr."""
+        self._errors.seek(0)
+        return self._errors.read().decode(errors="replace")[-3000:]
+
     def stop(self) -> None:
+        """SIGTERM: they finish what they are doing."""
         for process in self._running:
             process.terminate()
         for process in self._running:
             process.wait()
+        self._errors.close()
 
 
 @contextmanager
-def workers(url: str, target: str, count: int, **environment: str) -> Iterator[Workers]:
-    """So many worker processes; all are stopped at the end."""
-    group = Workers(url, target, environment)
+def _running(processes: Processes, count: int) -> Iterator[Processes]:
+    with ExitStack() as stack:
+        stack.callback(processes.stop)
+        try:
+            for _ in range(count):
+                processes.start()
+            yield processes
+        except BaseException:
+            print(processes.said(), file=sys.stderr)
+            raise
+
+
+@contextmanager
+def workers(url: str, target: str, count: int, **environment: str) -> Iterator[Processes]:
+    """So many processes of `shardq work MODULE:WORKER`; all are stopped at the end."""
+    arguments = ["-m", "shardq", "work", target, "--url", url, "--log-level", "error"]
+    with _running(Processes(arguments, environment), count) as processes:
+        yield processes
+
+
+@contextmanager
+def programs(url: str, module: str, **environment: str) -> Iterator[Processes]:
+    """One process of `python -m MODULE`, for an example that plays another part when its environment says so."""
+    with _running(Processes(["-m", module, "--url", url], environment), 1) as processes:
+        yield processes
+
+
+@asynccontextmanager
+async def plain_redis(url: str) -> AsyncIterator[Any]:
+    """redis-py's own client, for what an application keeps beside its queues. Answers are str."""
+    redis = RedisCluster.from_url(url, decode_responses=True)
     try:
-        for _ in range(count):
-            group.start()
-        yield group
+        yield redis
     finally:
-        group.stop()
+        await redis.aclose()
 
 
-async def until(condition: Callable[[], Awaitable[bool]], what: str, deadline_s: float = 60) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], what: str, deadline_s: float = 40) -> None:
     """Polls until it holds; the example fails at the deadline."""
     with anyio.move_on_after(deadline_s):
-        while not await condition():
-            await anyio.sleep(0.05)
+        while not await condition():  # noqa: ASYNC110 # what it waits for happens in other processes
+            await anyio.sleep(0.02)
         return
     raise SystemExit(f"FAILED: waited {deadline_s:g} s for {what}")
 
 
+async def unfinished(queue: shardq.Queue, group: str = GROUP) -> int:
+    """How many messages the group has not finished."""
+    return sum(info.backlog for info in await queue.groups() if info.name == group)
+
+
 async def finished(queue: shardq.Queue, group: str = GROUP) -> bool:
-    """Whether the group has nothing left to do."""
-    return all(info.backlog == 0 for info in await queue.groups() if info.name == group)
+    """Whether the group is there and has nothing left to do. A dead letter is finished, too."""
+    return any(info.backlog == 0 for info in await queue.groups() if info.name == group)
 
 
 def unique(name: str) -> str:
@@ -89,6 +136,6 @@ def check(holds: bool, promise: str) -> None:
 
 def run(main: Callable[[str], Awaitable[None]], about: str | None) -> None:
     """The command line of every example."""
-    parser = argparse.ArgumentParser(description=about)
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default=os.environ.get("SHARDQ_URL", "redis://127.0.0.1:7000"), help="the cluster")
     anyio.run(main, parser.parse_args().url)

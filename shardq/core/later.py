@@ -7,8 +7,9 @@ Invariants (tests/core/test_later.py holds a model to them):
   the moment one of its messages is put off until the last of them is finished, also while the put is under way.
 - With `by_key` false nothing is held: each item comes when it is due.
 - An item is handed out again only after it was put back, or the answer that should have brought it was lost.
-- An item that was fetched SUSPECT_GETS times without an outcome is handed out only when it may run alone in its
-  process: if the process dies then, it is known which message did it.
+- Suspects, items that were fetched SUSPECT_GETS times without an outcome, are handed out WAVE at a time: if the process
+  dies then, only these can have done it. One that was fetched ALONE_GETS times is handed out only when it may run
+  alone in its process: if the process dies then, it is known which message did it.
 
 An item's member in the set is `<id>:<due, server's Unix ms>:<times fetched>:<tag>`; the tag is empty without a key,
 else 'k' and the key's bytes.
@@ -27,6 +28,8 @@ from shardq.core.records import Key
 PAGE = 1000
 MAX_ITEMS = 50_000
 SUSPECT_GETS = 2
+ALONE_GETS = 3
+WAVE = 32
 FATAL_GETS = 4
 SUSPECT_PAUSE_S = 0.1
 MAX_DIGITS = 16  # of any number in a member; beyond 2**53 the store's scores are not exact
@@ -51,6 +54,10 @@ class Item:
     @property
     def suspect(self) -> bool:
         return self.gets >= SUSPECT_GETS
+
+    @property
+    def lone(self) -> bool:
+        return self.gets >= ALONE_GETS
 
 
 def parse_member(member: bytes, now_ms: int, now_s: float) -> Item | None:
@@ -84,6 +91,10 @@ class Later:
         self._heap: list[tuple[float, int]] = []
         self._asleep: dict[str, int] = {}
         self._asked: set[int] = set()
+        self._out: set[int] = set()
+        self._wave: set[int] = set()
+        self._wave_behind: deque[int] = deque()
+        self._suspects: set[int] = set()
 
     # -- what is held ----------------------------------------------------------------------------------------
 
@@ -135,6 +146,8 @@ class Later:
 
     def _add(self, item: Item) -> None:
         self.items[item.id] = item
+        if item.suspect:
+            self._suspects.add(item.id)
         if not self._by_key or item.lane is None:
             heapq.heappush(self._heap, (item.due_s, item.id))
             return
@@ -157,15 +170,34 @@ class Later:
             item = self.items[item_id]
             if item.lane is not None and self._by_key and self._lane_busy(item.lane):
                 self._asleep[item.lane] = item_id
-            elif item.suspect and not may_run_alone():
+            elif item.lone and not may_run_alone():
                 heapq.heappush(self._heap, (now_s + SUSPECT_PAUSE_S, item_id))
+            elif item.suspect and not item.lone and len(self._wave) >= WAVE:
+                self._wave_behind.append(item_id)
             else:
-                if item.suspect:
-                    self.alone = item_id
-                item.gets += 1
-                self._asked.add(item_id)
+                self._hand_out(item)
                 taken.append(item_id)
         return taken
+
+    def _hand_out(self, item: Item) -> None:
+        if item.lone:
+            self.alone = item.id
+        elif item.suspect:
+            self._wave.add(item.id)
+        self._suspects.discard(item.id)
+        item.gets += 1
+        self._asked.add(item.id)
+        self._out.add(item.id)
+
+    @property
+    def suspects_wait(self) -> bool:
+        """Whether suspects have not been handed out yet: nothing new is fetched before they are."""
+        return bool(self._suspects)
+
+    @property
+    def out(self) -> list[int]:
+        """Items that were handed out and have no outcome."""
+        return sorted(self._out)
 
     def lane_free(self, lane: str, now_s: float) -> None:
         """No message of the key is in its lane any more."""
@@ -180,10 +212,12 @@ class Later:
     def ask_again(self, now_s: float) -> list[int]:
         """An answer was lost: what it should have brought is due again. Returns those items."""
         asked, self._asked = sorted(self._asked), set()
-        if self.alone in asked:
-            self.alone = None
         for item_id in asked:
-            self.items[item_id].gets -= 1  # nobody died of it
+            self._over(item_id)
+            item = self.items[item_id]
+            item.gets -= 1  # nobody died of it
+            if item.suspect:
+                self._suspects.add(item_id)
             heapq.heappush(self._heap, (now_s, item_id))
         return asked
 
@@ -212,3 +246,11 @@ class Later:
     def _over(self, item_id: int) -> None:
         if self.alone == item_id:
             self.alone = None
+        self._out.discard(item_id)
+        self._suspects.discard(item_id)
+        self._wave.discard(item_id)
+        while self._wave_behind and len(self._wave) < WAVE:
+            behind = self._wave_behind.popleft()
+            if behind in self.items:
+                heapq.heappush(self._heap, (self.items[behind].due_s, behind))
+                break

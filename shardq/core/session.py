@@ -92,6 +92,8 @@ class Step:
     effects: list[tuple[Message, Effect]] = field(default_factory=list)
     lanes: list[str | None] = field(default_factory=list)
     seen: bytes | None = None
+    untouched: list[str] = field(default_factory=list)
+    ungets: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +253,7 @@ class Session:
     def entries_wanted(self, messages_max: int) -> int:
         """Entries to ask for so that about `messages_max` messages are in hand; 0 when there are enough."""
         want = messages_max - self.outstanding
-        if want <= 0 or not self.loaded or len(self.later.items) >= MAX_ITEMS:
+        if want <= 0 or not self.loaded or self.later.suspects_wait or len(self.later.items) >= MAX_ITEMS:
             return 0
         if not self._bytes_per_entry:
             return min(FIRST_ENTRIES, self.entries_cap)
@@ -294,6 +296,16 @@ class Session:
         self.acked = self.retried = 0
         self._finished, self._dead, self._drops, self._gets, self._effects = [], [], [], [], []
         self._jobs = {}
+        return step
+
+    def last_step(self) -> Step:
+        """The last step of an owner that goes in good order: what it fetched and did not handle does not count as
+        delivered, so that nobody takes it for what its worker died of."""
+        step = self.next_step(0)
+        finished = {batch.entry for batch in step.finished}
+        step.untouched = [entry for entry in self.in_flight if entry not in finished]
+        step.ungets = self.later.out
+        step.full = step.full or bool(step.ungets)
         return step
 
     def _take_moves(self) -> tuple[list[Put], list[str | None]]:

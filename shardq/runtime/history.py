@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from shardq.core.hashing import key_hash
 from shardq.core.history import Entry, Merge, Position, Record
 from shardq.core.ids import MessageId
 from shardq.errors import StoreTimeout, UsageError
+from shardq.runtime.delete import read_marks
 from shardq.runtime.tasks import task_group
 from shardq.storage.cluster import pack_command
 from shardq.storage.keys import ShardKeys
@@ -41,14 +42,18 @@ LATEST_UNIX_S = 2.6e11  # behind the year 9999 of a datetime: what is larger was
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which messages are wanted: those of `shards`, and of these the ones of `key`."""
+    """Which messages are wanted: those of `shards`, and of these the ones of `key`; `deleted` are the ids of those that
+    are deleted and still stored (runtime/delete.py)."""
 
     shards: tuple[int, ...]
     key: bytes | None
+    deleted: frozenset[str] = frozenset()
 
     def pick(self, records: list[Record]) -> list[Record]:
-        key = self.key
-        return records if key is None else [record for record in records if history.has_key(record, key)]
+        key, deleted = self.key, self.deleted
+        if key is not None:
+            records = [record for record in records if history.has_key(record, key)]
+        return [record for record in records if record.id not in deleted] if deleted else records
 
 
 def choose(queue: Queue, shards: Iterable[int] | None, key: str | bytes | None) -> Choice:
@@ -73,6 +78,20 @@ def _span(queue: Queue) -> str:
     ids = sorted(queue.shards)
     whole = ids == list(range(ids[0], ids[-1] + 1))
     return f"{ids[0]} to {ids[-1]}" if whole else ", ".join(map(str, ids[:20]))
+
+
+async def without_deleted(queue: Queue, choice: Choice) -> Choice:
+    """The choice with what is deleted right now."""
+    deleted: list[str] = []
+
+    async def ask(shard: int) -> None:
+        _, marks = await read_marks(queue.client.pipes, queue.shards[shard])
+        deleted.extend(f"{shard}/{entry}/{index}" for entry, index in marks)
+
+    async with task_group() as tasks:
+        for shard in choice.shards:
+            tasks.start_soon(ask, shard)
+    return replace(choice, deleted=frozenset(deleted))
 
 
 # -- where to begin and to end -----------------------------------------------------------------------------------------
@@ -226,6 +245,7 @@ async def read(
     if ranges and all(history.is_empty(*each) for each in ranges.values()):
         msg = "`start` lies behind `end`: start is the older one, in both directions"
         raise UsageError(msg)
+    choice = await without_deleted(queue, choice)
     pagers = make_pagers(queue, ranges, reverse=reverse)
     merge, left = Merge(pagers, reverse=reverse), limit
     while merge.hungry:

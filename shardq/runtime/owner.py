@@ -123,7 +123,7 @@ class ShardOwner:
         try:
             if self._unanswered is not None:  # what it carries may not have been applied yet
                 await self._call_step(held, self._unanswered, renew=False)
-            await self._call_step(held, held.session.next_step(0), renew=False)
+            await self._call_step(held, held.session.last_step(), renew=False)
             await self._lease("release", held.token)
         except ShardqError as error:
             _log.warning(
@@ -222,6 +222,8 @@ class ShardOwner:
                 held.draining, drain_from = True, now
             if held.draining:
                 if held.running == 0 and not held.session.uncommitted:
+                    if held.session.in_flight or held.session.later.out:
+                        await self._step(held, 0, renew=True, last=True)
                     return await self._hand_over(held, heir_ready)
                 self._hurry(held, now - drain_from)
             if not held.draining:
@@ -298,10 +300,12 @@ class ShardOwner:
             held.promote_at_monotonic_s = max(held.promote_at_monotonic_s, now + PAUSE_AFTER_ERROR_S)
             held.tidy_at_monotonic_s = now + TIDY_EVERY_S
 
-    async def _step(self, held: OwnedShard, limit: int, *, renew: bool) -> tuple[calls.Stepped, Step]:
+    async def _step(
+        self, held: OwnedShard, limit: int, *, renew: bool, last: bool = False
+    ) -> tuple[calls.Stepped, Step]:
         """One step, sent until it is answered; hands what it brought to the runners."""
         session = held.session
-        content = session.next_step(limit)
+        content = session.last_step() if last else session.next_step(limit)
         stepped, sent = await self._send(held, content, renew=renew)
         while stepped.status in ("EFFECT", "FULL"):
             if stepped.status == "EFFECT":

@@ -12,7 +12,7 @@ import anyio
 
 from shardq.core.history import Entry, Merge, Record, open_entry
 from shardq.errors import StoreError
-from shardq.runtime.history import Choice, Pager, feed, make_pagers, node_of
+from shardq.runtime.history import Choice, Pager, feed, make_pagers, node_of, without_deleted
 from shardq.runtime.tasks import task_group
 from shardq.storage.cluster import pack_command
 from shardq.storage.reply import shape
@@ -64,6 +64,7 @@ async def _last_entries(queue: Queue, shards: Sequence[int]) -> dict[int, str]:
 
 async def _newest(queue: Queue, choice: Choice, last: dict[int, str], count: int) -> list[Record]:
     newest: list[Record] = []
+    choice = await without_deleted(queue, choice)
     pagers = make_pagers(queue, {shard: ("-", entry) for shard, entry in last.items()}, reverse=True)
     merge = Merge(pagers, reverse=True)
     while merge.hungry and len(newest) < count:

@@ -139,6 +139,7 @@ def _step_extras(shard: ShardKeys, group: str, content: Step, keys: list[str], a
         ),
         ("drop", len(content.drops), iter(content.drops)),
         ("get", len(content.gets), iter(content.gets)),
+        ("unget", len(content.ungets), iter(content.ungets)),
         ("job", len(content.jobs), (part for job in content.jobs for part in job)),
     ):
         if size:
@@ -188,6 +189,8 @@ async def step(
         args += ["part", len(content.partial)]
         for batch, progress in content.partial:
             args += [batch.entry, progress]
+    if content.untouched:
+        args += ["untouched", len(content.untouched), *content.untouched]
     if content.seen is not None:
         args += ["seen", 1, content.seen]
     if content.full:

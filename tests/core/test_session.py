@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import pytest
@@ -20,8 +20,11 @@ from shardq.core.lease import Trust
 from shardq.core.message import Message
 from shardq.core.records import Key
 from shardq.core.session import Step
+from shardq.runtime import runners
 from shardq.runtime import shard as runtime_shard
 from shardq.runtime.failures import dead_record_of
+from shardq.runtime.runners import BatchRunners
+from shardq.runtime.settings import WorkerSettings
 from shardq.runtime.shard import OwnedShard
 from shardq.storage.keys import Keys
 from tests.core.store_model import BAD, GOOD, ID, Store, batch_of, number_of
@@ -44,6 +47,7 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "ITEMS_AT_ONCE", 2)
     monkeypatch.setattr(session, "STEP_BYTES", 200)
     monkeypatch.setattr(runtime_shard, "monotonic", lambda: Clock.now_s)
+    monkeypatch.setattr(runners, "_Runner", object)  # no tasks here
 
 
 def id_of(message: Message) -> ID:
@@ -54,12 +58,16 @@ def lane(key: Key) -> str | None:
     return lane_key(key) if key is not None else None
 
 
+async def never(messages: Sequence[Message]) -> None:
+    raise AssertionError
+
+
 class OwnerMachine(RuleBasedStateMachine):
     """`shard` is the present owner's. `over` are the messages that its handlers are through with or that were finished
     in the store when it took over; `returned` those that any owner's handler returned from."""
 
     by_key = True
-    lists = False
+    lists: BatchRunners | None = None
 
     @initialize()
     def begin(self) -> None:
@@ -152,17 +160,22 @@ class OwnerMachine(RuleBasedStateMachine):
             keys=Keys("p", "q").shard(0, "t"),
             step=0,
             trust=Trust(5, Clock.now_s),
-            ready=None if self.lists else self.ready,
+            ready=self.ready if self.lists is None else None,
             by_key=self.by_key,
         )
+        self.shard.session._describe = self.given_up
         self.store.token, self.store.step_number = self.shard.token, 0
-        self.line: deque[list[Message]] = deque()
         self.running: list[Message] = []
-        self.running_batches: list[list[Message]] = []
         self.waiting: Step | None = None
         self.over: set[ID] = set(self.lane_of) - self.store.unfinished()
         if late is not None:
             assert self.store.step(late[0].token, late[1]).status == "FENCED"
+
+    def given_up(self, message: Message, error: str) -> bytes:
+        """Its owners died of it again and again, as far as they know."""
+        assert "died" in error
+        self.over.add(id_of(message))
+        return dead_record_of(message, error)
 
     # -- handling, one message at a time ---------------------------------------------------------------------
 
@@ -187,19 +200,21 @@ class OwnerMachine(RuleBasedStateMachine):
     def end(self, message: Message, what: str) -> None:
         """A handler ends, in one way or another."""
         self.scribble(message)
-        id_ = id_of(message)
         if what == "dead":
-            self.over.add(id_)
+            self.over.add(id_of(message))
             self.shard.bury(message, dead_record_of(message, "it failed"))
         elif what.startswith("fails"):
             self.shard.effects[message.id] = [GOOD]
             self.shard.put_off(message, float(what.split()[1]), "it failed")
         else:
-            self.over.add(id_)
-            self.returned.add(id_)
-            if what == "writes":
-                self.shard.effects[message.id] = [GOOD, GOOD] if id_[1] else [GOOD, BAD]
+            self.returns(message, effects=what == "writes")
             self.shard.finish(message)
+
+    def returns(self, message: Message, *, effects: bool) -> None:
+        self.over.add(id_of(message))
+        self.returned.add(id_of(message))
+        if effects:
+            self.shard.effects[message.id] = [GOOD, BAD if message.index == 0 else GOOD]
 
     def may_start(self, message: Message) -> None:
         id_ = id_of(message)
@@ -209,7 +224,7 @@ class OwnerMachine(RuleBasedStateMachine):
         if not self.by_key or self.lane_of[id_] is None:
             return
         assert self.lane_of[id_] == lane(message.key)
-        if not self.lists:
+        if self.lists is None:
             assert self.lane_of[id_] not in [self.lane_of[id_of(other)] for other in self.running], "two at a time"
         if id_ not in self.unordered:
             before = {other for other in self.ordered(self.lane_of[id_]) if other < id_}
@@ -263,22 +278,23 @@ class OwnerMachine(RuleBasedStateMachine):
             return
         if answer.fetched.marks != held.marks_version:
             self.shard.set_marks(answer.fetched.marks, self.store.marks)
-        for messages in held.receive(step, answer.fetched, Clock.now_s):
-            self.bring(messages)
+        self.bring(held.receive(step, answer.fetched, Clock.now_s))
 
     def refuse(self, step: Step, number: int) -> None:
         message = step.effects[number - 1][0]
         self.returned.discard(id_of(message))
         self.shard.session.amend(step, message, dead_record_of(message, "Redis refused"))
 
-    def bring(self, messages: list[Message]) -> None:
-        assert messages
-        ids = list(map(id_of, messages))
-        assert ids == sorted(ids)
-        assert not self.over & set(ids), "fetched again though it was over"
-        if self.lists:
-            self.line.append(messages)
-        else:
+    def bring(self, batches: list[list[Message]]) -> None:
+        for messages in batches:
+            ids = list(map(id_of, messages))
+            assert ids == sorted(ids)
+            assert ids
+            assert not self.over & set(ids), "fetched again though it was over"
+        self.deliver(batches)
+
+    def deliver(self, batches: list[list[Message]]) -> None:
+        for messages in batches:
             self.shard.admit(messages)
 
     def nothing_unfinished_was_acknowledged(self, step: Step, kept_before: set[ID]) -> None:
@@ -294,7 +310,8 @@ class OwnerMachine(RuleBasedStateMachine):
     def in_hand(self) -> Iterator[Message]:
         yield from self.running
         yield from self.ready
-        yield from itertools.chain.from_iterable(self.line)
+        if self.lists is not None:
+            yield from itertools.chain.from_iterable(self.lists._waiting.get(self.shard, ()))
         if self.shard.lanes is not None:
             yield from itertools.chain.from_iterable(filter(None, self.shard.lanes._waiting.values()))
 
@@ -311,7 +328,7 @@ class OwnerMachine(RuleBasedStateMachine):
             self.one_of_a_key_is_in_hand()
 
     def one_of_a_key_is_in_hand(self) -> None:
-        if not self.lists:
+        if self.lists is None:
             lanes = [self.lane_of[id_of(message)] for message in [*self.running, *self.ready]]
             assert all(count == 1 for of_lane, count in Counter(lanes).items() if of_lane is not None)
 
@@ -327,7 +344,8 @@ class OwnerMachine(RuleBasedStateMachine):
         while self.ready or self.running:
             if self.ready:
                 self.take()
-            self.end(self.running.pop(), "returns")
+            if self.running:
+                self.end(self.running.pop(), "returns")
 
     def teardown(self) -> None:
         held = self.shard.session
@@ -362,5 +380,67 @@ class OwnerMachine(RuleBasedStateMachine):
         assert {entry: count for entry, count in entries if entry not in self.deleted} == kept
 
 
-OwnerMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=50)
+class UnorderedMachine(OwnerMachine):
+    """Nothing waits for anything."""
+
+    by_key = False
+
+
+class ListsMachine(OwnerMachine):
+    """Whole lists are handled, one at a time, as BatchRunners takes them. A list fails as a whole."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.lists = BatchRunners(WorkerSettings(), never)
+        super().begin()
+
+    def take_over(self) -> None:
+        super().take_over()
+        self.taken: list[list[Message]] = []
+
+    def deliver(self, batches: list[list[Message]]) -> None:
+        assert self.lists is not None
+        self.lists.deliver(self.shard, batches)
+
+    @rule(events=st.lists(EVENTS, min_size=1, max_size=4))
+    def handle(self, events: list[tuple[str, int]]) -> None:
+        for what, _ in events:
+            if self.running:
+                self.end_list(what)
+            elif any(self.in_hand()):
+                self.take()
+
+    def take(self) -> None:
+        lists = self.lists
+        assert lists is not None
+        assert lists._ready_shards.pop() is self.shard
+        lists._ready_shards.clear()  # of predecessors
+        self.taken = lists._take(self.shard)
+        for message in itertools.chain.from_iterable(self.taken):
+            self.may_start(message)
+            self.running.append(message)
+        if not self.running:
+            lists._next(self.shard)
+
+    def end_list(self, what: str) -> None:
+        messages, self.running = self.running, []
+        if what == "dead" or what.startswith("fails"):
+            for place, message in enumerate(messages):
+                self.end(message, "dead" if place % 3 == 2 and message.batch.item else what)
+        else:
+            for message in messages:
+                self.returns(message, effects=what == "writes")
+            self.shard.finish_list(self.taken)
+        assert self.lists is not None
+        self.lists._next(self.shard)
+
+    def handle_all(self) -> None:
+        while any(self.in_hand()):
+            self.handle([("returns", 0)])
+
+
+for machine, examples in ((OwnerMachine, 150), (UnorderedMachine, 50), (ListsMachine, 100)):
+    machine.TestCase.settings = settings(max_examples=examples, stateful_step_count=50)
 TestOwner = OwnerMachine.TestCase
+TestUnorderedOwner = UnorderedMachine.TestCase
+TestOwnerOfLists = ListsMachine.TestCase

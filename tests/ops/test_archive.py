@@ -364,7 +364,7 @@ def test_sigkill_at_any_moment(
     url, folder, sent = any_cluster.url, tmp_path / "archive", 0
     chance = random.Random(os.urandom(8).hex())
     cut_short = 0
-    for turn in range(5):
+    for turn in range(4):
         send(url, queue_name, range(sent, sent + TURN))
         sent += TURN
         before = on_disk(folder)

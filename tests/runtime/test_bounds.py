@@ -1,4 +1,5 @@
-"""Bounded memory: full queues that block, reject or drop their oldest; retention; and an idle queue back at its base."""
+"""Bounded memory: full queues that block, reject or drop their oldest; retention; and an idle queue back at its
+base."""
 
 from __future__ import annotations
 
@@ -113,7 +114,7 @@ async def test_settings_change_while_it_runs(cluster: LocalCluster, queue_name: 
 async def test_what_is_kept_for_replay_stays_until_it_is_trimmed_and_what_is_unfinished_always(
     cluster: LocalCluster, queue_name: str
 ) -> None:
-    worker, seen = collecting(queue_name)
+    worker, _ = collecting(queue_name)
     again, replayed = collecting(queue_name, "again")
     async with shardq.connect(cluster.url) as client:
         queue = await client.queue(queue_name, shards=2, retention="7d")

@@ -148,6 +148,20 @@ async def test_only_some_shards_or_a_key(any_cluster: LocalCluster, queue_name: 
         assert await listed(queue.history(key="no such key")) == []
 
 
+async def test_a_deleted_message_is_not_shown(any_cluster: LocalCluster, queue_name: str) -> None:
+    async with filled(any_cluster, queue_name, 0) as (queue, _):
+        await queue.open_group("g")
+        async with queue.producer() as producer:
+            await producer.send_many(("k", number) for number in range(20))
+        found = await queue.peek(20)
+        await queue.delete_message(found[7].id)  # stored still: the group has not finished the others of its batch
+        assert await listed(queue.history()) == found[:7] + found[8:]
+        follower = Follower(queue, from_end=15)
+        async with following(follower):
+            await follower.has(15)
+        assert follower.records == [*found[4:7], *found[8:]]
+
+
 async def test_memory_is_bounded_by_pages(
     any_cluster: LocalCluster, queue_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

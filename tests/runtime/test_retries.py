@@ -228,6 +228,28 @@ async def test_replay_hands_dead_letters_back_once_in_order_and_purge_forgets_th
             await queue.dead_letters("nobody").replay()
 
 
+async def test_workers_that_stop_in_good_order_make_nobody_a_suspect(cluster: LocalCluster, queue_name: str) -> None:
+    handled = 0
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=2)
+        async with queue.producer() as producer:
+            await producer.send_many((f"k{number % 50}", number) for number in range(600))
+        for _ in range(6):
+            worker = shardq.Worker(queue_name, group=GROUP, concurrency=4)
+
+            @worker.handler
+            async def handle(message: shardq.Message) -> None:
+                nonlocal handled
+                handled += 1
+                await anyio.sleep(0.001)
+
+            async with running(client, worker):
+                more = handled + 60
+                await until(lambda more=more: handled >= more, 20, "some more")  # type: ignore[misc]
+            for shard in (await queue.counters()).values():
+                assert shard.groups[GROUP].waiting == 0, "nothing was set aside"
+
+
 async def test_a_dead_letter_that_can_not_be_read_stays_and_says_so(cluster: LocalCluster, queue_name: str) -> None:
     worker = shardq.Worker(queue_name, group=GROUP)
 

@@ -149,13 +149,21 @@ async def test_a_change_that_was_cut_short_is_completed(cluster: LocalCluster, q
 async def test_settings_that_nobody_wrote_are_corrupt(cluster: LocalCluster, queue_name: str) -> None:
     async with shardq.connect(cluster.url) as client:
         queue = await client.queue(queue_name, shards=1)
-        for broken in (b"junk", b"\x01junk", b"\x02\x80"):
-            packed = pack_command("HSET", queue.keys.routing, "settings", broken)
+        sound = queue.settings.to_bytes()
+
+        async def store(settings: bytes) -> None:
+            packed = pack_command("HSET", queue.keys.routing, "settings", settings)
             await client.pipes.command(queue.keys.control_slot, packed)
-            with pytest.raises(shardq.CorruptData, match="upgrade"):
-                await client.queue(queue_name)
-            with pytest.raises(shardq.CorruptData, match="upgrade"):
-                await queue.change(jobs=True)
+
+        try:
+            for broken in (b"junk", b"\x01junk", b"\x02\x80"):
+                await store(broken)
+                with pytest.raises(shardq.CorruptData, match="upgrade"):
+                    await client.queue(queue_name)
+                with pytest.raises(shardq.CorruptData, match="upgrade"):
+                    await queue.change(jobs=True)
+        finally:
+            await store(sound)  # other tests list every queue of the cluster
 
 
 async def test_a_queue_that_is_gone_is_not_changed(cluster: LocalCluster, queue_name: str) -> None:
@@ -164,6 +172,7 @@ async def test_a_queue_that_is_gone_is_not_changed(cluster: LocalCluster, queue_
         await client.pipes.command(queue.keys.control_slot, pack_command("DEL", queue.keys.routing))
         with pytest.raises(shardq.UnknownQueue, match="declare it"):
             await queue.change(jobs=True)
+        await client.queue(queue_name, shards=1)  # other tests list every queue of the cluster
 
 
 # -- compression ------------------------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ import anyio
 import shardq
 from shardq.core import records
 from shardq.core.effects import Effect
+from shardq.core.intake import unpack_progress
 from shardq.core.message import Batch, Message, Ownership
-from shardq.core.session import NEW, Put, Step, unpack_progress
+from shardq.core.session import NEW, Put, Step
 from shardq.core.slots import tag_for_slot
 from shardq.storage import calls, counters, dead
 from shardq.storage.calls import Acquired, Appended, Item, Stepped

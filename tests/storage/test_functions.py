@@ -6,7 +6,8 @@ import anyio
 import msgspec
 import pytest
 
-from shardq.core.session import FIRST, NEW, pack_progress
+from shardq.core.intake import pack_progress
+from shardq.core.session import FIRST, NEW
 from shardq.errors import LeaseLost, StoreRefused
 from shardq.storage import calls
 from tests.storage.rig import Rig, ids, progress_of

@@ -1,6 +1,4 @@
-"""append_each on real servers: messages that are stored later, once, or as a job; after every test the counters must add
-up.
-"""
+"""append_each on real servers: messages stored later, once, or as a job; after every test the counters must add up."""
 
 from __future__ import annotations
 
@@ -202,7 +200,7 @@ async def test_a_shard_that_was_never_opened(shard: Rig) -> None:
 
 # -- what is refused --------------------------------------------------------------------------------------
 
-GOOD = ["", "", "0", "", "0", "", batch_of("a")]
+GOOD: list[str | bytes] = ["", "", "0", "", "0", "", batch_of("a")]
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ EFFECTS: dict[str, list[list[str]]] = {
 }
 ANY = [["SET", "other"], ["SET", "other", "PX", "5000"], ["DEL"], ["PEXPIRE", "5000"]]
 CASES = [(kind, command) for kind, commands in EFFECTS.items() for command in [*commands, *ANY]]
-CASES += [("none", command) for command in [*sum(EFFECTS.values(), []), *ANY]]
+CASES += [("none", command) for commands in [*EFFECTS.values(), ANY] for command in commands]
 
 
 def effect(key: str, command: str, *args: str) -> Effect:
@@ -61,7 +61,7 @@ def effect(key: str, command: str, *args: str) -> Effect:
 async def content(shard: Rig, key: str) -> tuple[bytes, Any, int]:
     """Type, value and time of expiry (Unix ms) of a key."""
     kind = await shard.command("TYPE", key)
-    value = None
+    value: Any = None
     if kind in READ:
         name, *args = READ[kind]
         value = await shard.command(name, key, *args)

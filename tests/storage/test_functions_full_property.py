@@ -17,8 +17,8 @@ from tests.storage.rig import Rig, ids, messages_of_ours, one, rig
 GROUPS = ("g", "h")
 small = st.integers(0, 7)
 group = st.sampled_from(GROUPS)
-# What happens: messages are sent or become due, a group fetches entries, or does something with the pending entry or the
-# waiting item of that number.
+# What happens: messages are sent or become due, a group fetches entries, or does something with the pending entry or
+# the waiting item of that number.
 happening = st.one_of(
     st.tuples(st.just("send"), st.integers(1, 5)),
     st.tuples(st.sampled_from(["delay", "promote", "foreign"]), small),

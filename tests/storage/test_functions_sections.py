@@ -1,4 +1,4 @@
-"""The sections of step on real servers: what is handled later, dead letters, jobs; each step applied once or not at all."""
+"""The sections of step on real servers: later, dead letters, jobs; all of a step is applied once or not at all."""
 
 from __future__ import annotations
 
@@ -187,11 +187,9 @@ async def test_a_repeated_step_applies_nothing_twice(shard: Rig) -> None:
 async def test_a_fenced_step_changes_nothing(shard: Rig, how: str) -> None:
     token, entries = await items_in_hand(shard)
     before = await shard.dumps()
+    other, number = (token, 4) if how == "a gap" else ("1:other", 3)
     with pytest.raises(LeaseLost, match="refused"):
-        if how == "a gap":
-            await shard.step(token, number=4, finished=entries, **EVERYTHING)
-        else:
-            await shard.step("1:other", number=3, finished=entries, **EVERYTHING)
+        await shard.step(other, number=number, finished=entries, **EVERYTHING)
     assert await shard.dumps() == before
     await shard.step(token, finished=entries, **EVERYTHING)
 

@@ -11,6 +11,8 @@
 --          put      item of `later` it replaces or '0', ms until it is due, times it was fetched, tag of its key, record
 --          drop     item of `later` that is finished
 --          get      item of `later` whose record is wanted
+--          untouched  entry that was delivered and not handled: its delivery does not count
+--          unget    item of `later` that was fetched and not handled: the same
 --          seen     version of the marks of deleted messages that the caller knows
 --          job      job id, ms to keep its record, the record
 --          effect   see effect.lua
@@ -28,8 +30,9 @@
 -- registered group has not finished is trimmed. Expiry is not held against the owner: nobody took over.
 -- allow-oom: a full server must be able to drain.
 
-local STEP_WIDTH = {done = 1, part = 2, dead = 2, put = 5, drop = 1, get = 1, seen = 1, job = 3}
-local STEP_SMALL = {done = true, part = true, seen = true} -- for which three keys are enough
+local STEP_WIDTH = {done = 1, part = 2, dead = 2, put = 5, drop = 1, get = 1, untouched = 1, unget = 1, seen = 1,
+  job = 3}
+local STEP_SMALL = {done = true, part = true, untouched = true, seen = true} -- for which three keys are enough
 local STEP_PAGE = 1000
 
 local function step_entry(text) return string.find(text, '^%d+%-%d+$') end
@@ -38,7 +41,7 @@ local function step_put(text) return text == '0' or step_item(text) end
 
 -- What the parts of an item must be, by their place; others may be anything.
 local STEP_FORM = {done = {step_entry}, part = {step_entry}, dead = {natural}, put = {step_put, natural, natural},
-  drop = {step_item}, get = {step_item}, seen = {}, job = {[2] = natural}}
+  drop = {step_item}, get = {step_item}, untouched = {step_entry}, unget = {step_item}, seen = {}, job = {[2] = natural}}
 
 local function step_sound(args, name, first, size)
   local width, form = STEP_WIDTH[name], STEP_FORM[name]
@@ -168,9 +171,8 @@ local function later_member(id, due, gets, tag)
   return id .. ':' .. due .. ':' .. gets .. ':' .. tag
 end
 
--- Puts one item into `later`, in the place of one of the same id.
+-- Puts one item into `later`; one of the same id has to be taken out before.
 local function later_put(later, kept, id, due, gets, tag, record)
-  redis.call('ZREMRANGEBYSCORE', later, id, id)
   redis.call('ZADD', later, id, later_member(id, due, gets, tag))
   redis.call('HSET', kept, id, record)
 end
@@ -185,6 +187,22 @@ local function later_get(later, kept, id)
   return redis.call('HGET', kept, id) or ''
 end
 
+local function later_unget(later, id)
+  local member = redis.call('ZRANGEBYSCORE', later, id, id)[1]
+  local due, gets, tag = string.match(member or '', '^%d+:(%d+):(%d+):(.*)$')
+  if not due then return end
+  redis.call('ZREM', later, member)
+  redis.call('ZADD', later, id, later_member(id, due, decimal(math.max(natural(gets) - 1, 0)), tag))
+end
+
+-- What an owner that goes in good order fetched in vain: nobody shall take it for what its worker died of.
+local function step_uncount(keys, args, untouched, unget)
+  for index = untouched.first, untouched.first + untouched.size - 1 do
+    redis.call('XCLAIM', keys[1], args[1], 'owner', 0, args[index], 'RETRYCOUNT', 0, 'JUSTID')
+  end
+  for index = unget.first, unget.first + unget.size - 1 do later_unget(keys[5], args[index]) end
+end
+
 local function step_later(keys, args, sections, next_item, now, changes)
   local put, drop = sections.put, sections.drop
   for at = put.first, put.first + put.size * 5 - 1, 5 do
@@ -192,6 +210,8 @@ local function step_later(keys, args, sections, next_item, now, changes)
     if id == '0' then
       id, next_item = decimal(next_item), next_item + 1
       changes.later_next = decimal(next_item)
+    else
+      redis.call('ZREMRANGEBYSCORE', keys[5], id, id)
     end
     local due, gets = decimal(now + natural(args[at + 1])), decimal(natural(args[at + 2]))
     later_put(keys[5], keys[6], id, due, gets, args[at + 3], args[at + 4])
@@ -281,6 +301,7 @@ local function step(keys, args)
   if acked > 0 then changes.acked = decimal((natural(lease.acked) or 0) + acked) end
   if retried > 0 then changes.retried = decimal((natural(lease.retried) or 0) + retried) end
   if sections.done.size > 0 then step_acknowledge(keys, args, sections.done) end
+  step_uncount(keys, args, sections.untouched, sections.unget)
   if sections.seen.size > 0 then changes.marks = args[sections.seen.first] end
   local part, get = sections.part, sections.get
   for index = part.first, part.first + part.size * 2 - 1, 2 do
