@@ -233,7 +233,7 @@ async def test_workers_that_stop_in_good_order_make_nobody_a_suspect(cluster: Lo
     async with shardq.connect(cluster.url) as client:
         queue = await client.queue(queue_name, shards=2)
         async with queue.producer() as producer:
-            await producer.send_many((f"k{number % 50}", number) for number in range(600))
+            await producer.send_many((f"k{number % 50}", number) for number in range(5000))
         for _ in range(6):
             worker = shardq.Worker(queue_name, group=GROUP, concurrency=4)
 
