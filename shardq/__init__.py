@@ -45,10 +45,11 @@ from shardq.errors import (
 
 if TYPE_CHECKING:
     from shardq.runtime.broadcast import Notices
-    from shardq.runtime.client import Client, Queue, connect
+    from shardq.runtime.client import Client, connect
     from shardq.runtime.groups import GroupInfo
     from shardq.runtime.jobs import Job
     from shardq.runtime.producer import Producer
+    from shardq.runtime.queue import Queue
     from shardq.runtime.worker import Worker
 
 __version__ = "0.1.0"
@@ -109,7 +110,7 @@ _LATER = {
     "Job": "shardq.runtime.jobs",
     "Notices": "shardq.runtime.broadcast",
     "Producer": "shardq.runtime.producer",
-    "Queue": "shardq.runtime.client",
+    "Queue": "shardq.runtime.queue",
     "Worker": "shardq.runtime.worker",
     "connect": "shardq.runtime.client",
 }

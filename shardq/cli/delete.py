@@ -45,6 +45,7 @@ def delete(queue: str, message_id: str, yes: bool, url: str, as_json: bool) -> N
 @json_option
 def trim(queue: str, before: Position, url: str, as_json: bool) -> None:
     """Give up what is kept of messages that every group has finished."""
+
     async def main() -> int:
         async with connect(url) as client:
             return await (await client.queue(queue)).trim(before)

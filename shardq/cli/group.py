@@ -12,8 +12,9 @@ import click
 from shardq.cli.options import json_option, url_option
 from shardq.cli.output import print_json, print_table
 from shardq.ops.processes import run_async
-from shardq.runtime.client import Queue, connect
+from shardq.runtime.client import connect
 from shardq.runtime.groups import Position
+from shardq.runtime.queue import Queue
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 T = TypeVar("T")

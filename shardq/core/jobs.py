@@ -21,7 +21,8 @@ KEEP_HEADER = "shardq-job-keep-ms"
 MAX_RESULT_BYTES = 1024 * 1024
 QUEUED, RUNNING, RETRYING, DONE, DEAD = "queued", "running", "retrying", "done", "dead"
 
-_ID = re.compile(r"([A-Za-z0-9_.-]{1,64})/(0|[1-9]\d{0,9})/[0-9a-f]{8,64}")
+_MAX_KEEP_MS = 10**13
+_ID = re.compile(r"([A-Za-z0-9_.-]{1,64})/(0|[1-9][0-9]{0,9})/[0-9a-f]{8,64}")
 
 
 class JobState(msgspec.Struct, frozen=True):
@@ -57,7 +58,7 @@ def job_of(headers: Headers) -> tuple[str, int] | None:
     job, keep = headers.get(JOB_HEADER), headers.get(KEEP_HEADER)
     if not isinstance(job, str) or not _ID.fullmatch(job) or not isinstance(keep, str) or not keep.isdecimal():
         return None
-    return job, min(int(keep), 10**13)
+    return job, min(int(keep), _MAX_KEEP_MS) if len(keep) < 20 else _MAX_KEEP_MS  # int() refuses very long numbers
 
 
 def job_headers(headers: Headers | None, job: str, keep_ms: int) -> Mapping[str, str | bytes]:
@@ -78,7 +79,7 @@ def encode_state(state: JobState) -> bytes:
     """The record in wire form. A result that can't be carried is left out, and the error says so."""
     try:
         data = msgspec.msgpack.encode(state)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+    except Exception as error:  # the result is a user's object: anything may come out of it
         return _without_result(state, f"the result can't be carried: {error}")
     if len(data) > MAX_RESULT_BYTES:
         return _without_result(state, f"the result is larger than {MAX_RESULT_BYTES} bytes")
@@ -93,6 +94,6 @@ def decode_state(data: bytes) -> JobState:
     """The record in `data`. Raises CorruptData."""
     try:
         return _decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError, ValueError, TypeError) as error:
         msg = f"a job's record does not decode: {error}"
         raise CorruptData(msg) from error

@@ -16,7 +16,7 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     attempts    tries in all, the first one included; then the message is a dead letter
     base        seconds before the second try
     factor      each further pause is this many times the one before
-    max_delay   seconds: no pause is longer
+    max_delay   seconds: no pause is longer, but for the jitter
     jitter      share of the pause, 0 to 1, by which it is shortened or lengthened at random, so that what failed
                 together does not come back together
 
@@ -38,14 +38,18 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
             ("jitter", 0, 1),
         ):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not least <= value <= most:
-                msg = f"Retry({name}=) must be between {least:g} and {most:g}, not {value!r}"
+            kinds = (int,) if name == "attempts" else (int, float)
+            if type(value) not in kinds or not least <= value <= most:
+                what = "a whole number" if name == "attempts" else "a number"
+                msg = f"Retry({name}=) must be {what} between {least:g} and {most:g}, not {value!r}"
                 raise UsageError(msg)
 
     def delay_s(self, attempt: int, chance: float) -> float:
         """Seconds from the failure of try number `attempt` (1, 2, ...) to the next; `chance` is from [0, 1)."""
-        # The exponent is bounded: beyond it any factor has reached max_delay, and floats would overflow.
-        pause = min(self.base * self.factor ** min(attempt - 1, 100), self.max_delay)
+        try:
+            pause = min(self.base * float(self.factor) ** (attempt - 1), self.max_delay)
+        except OverflowError:  # more than a float holds is more than max_delay
+            pause = self.max_delay if self.base else 0.0
         return float(pause * (1 + self.jitter * (2 * chance - 1)))
 
 
@@ -53,7 +57,7 @@ class RetryLater(ShardqError):
     """Raised by a handler: try this message again in `delay` seconds. It counts as one of its attempts."""
 
     def __init__(self, delay: float) -> None:
-        if not 0 <= delay <= MAX_DELAY_S:
+        if type(delay) not in (int, float) or not 0 <= delay <= MAX_DELAY_S:
             msg = f"RetryLater takes 0 to {MAX_DELAY_S:g} seconds, not {delay!r}"
             raise UsageError(msg)
         super().__init__(f"the handler asked to be called again in {delay:g} s")

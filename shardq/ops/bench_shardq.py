@@ -13,7 +13,8 @@ import anyio
 
 from shardq.errors import CorruptData
 from shardq.ops.bench_peers import GROUP, Counted
-from shardq.runtime.client import Client, Queue
+from shardq.runtime.client import Client
+from shardq.runtime.queue import Queue
 from shardq.runtime.worker import Worker
 
 VALUE_BYTES, KEYS = 100, 10_000

@@ -13,7 +13,8 @@ import anyio
 
 from shardq.core.ids import entry_key
 from shardq.errors import ShardqError, UsageError
-from shardq.runtime.client import Client, Queue
+from shardq.runtime.client import Client
+from shardq.runtime.queue import Queue
 from shardq.storage.control import control_state
 from shardq.storage.counters import GroupCounters, ShardCounters, inspect
 from shardq.storage.keys import ShardKeys
@@ -188,7 +189,7 @@ def group_view(group: GroupCounters, shard: ShardCounters) -> GroupView:
     """One group's counters on a shard. Entries that other clients wrote count from the moment they are delivered."""
     finished = group.acked + group.dead - group.replayed
     return GroupView(
-        delivered=group.delivered,
+        delivered=group.delivered + group.given_up,
         acked=group.acked,
         retried=group.retried,
         dead=group.dead,

@@ -58,10 +58,13 @@ async def _redact(pipes: Pipes, shard: ShardKeys, entry: str, indices: set[int])
     rest = b""
     if stored and is_batch(stored[0][1]):
         try:
-            batch = records.decode(stored[0][1][3])
+            raw = stored[0][1][3]
+            batch = records.decode(raw)
             for index in indices:
                 batch = records.without(batch, index)
-            rest = records.encode(batch) if len(batch.holes or ()) < len(batch.keys) else b""
+            rest = (
+                records.encode(batch, records.compression_of(raw)) if len(batch.holes or ()) < len(batch.keys) else b""
+            )
         except (CorruptData, IndexError):
             rest = b""  # what can't be read, nobody can read the rest of
     reply = await pipes.call(shard.slot, "redact", [shard.stream, shard.meta, shard.scratch], [entry, rest])

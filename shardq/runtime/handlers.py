@@ -13,7 +13,8 @@ import anyio
 import anyio.to_thread
 
 from shardq.core.message import Message
-from shardq.errors import UsageError
+from shardq.core.retry import Reject
+from shardq.errors import InvalidValue, UsageError
 
 M = TypeVar("M", Message, Sequence[Message])
 Next = Callable[[Any], Awaitable[Any]]
@@ -57,16 +58,22 @@ def in_threads(function: Callable[..., Any], concurrency: int) -> Callable[..., 
     return call
 
 
-def with_types(handler: Next, convert: Callable[[Any], Any]) -> Next:
-    """Gives every message's value its type first. A value that doesn't fit raises InvalidValue: a dead letter at
-    once."""
+def with_type(handler: Next, convert: Callable[[Any], Any]) -> Next:
+    """Gives the message's value its type first. A value that does not fit is a dead letter at once."""
 
-    async def typed(given: Any) -> Any:
-        for message in (given,) if isinstance(given, Message) else given:
-            message.value = convert(message.value)
-        return await handler(given)
+    async def typed(message: Message) -> Any:
+        give_type(message, convert)
+        return await handler(message)
 
     return typed
+
+
+def give_type(message: Message, convert: Callable[[Any], Any]) -> None:
+    """Raises Reject when the value does not fit."""
+    try:
+        message.value = convert(message.value)
+    except InvalidValue as error:
+        raise Reject(str(error)) from error
 
 
 def with_middleware(handler: Next, middleware: Sequence[Middleware]) -> Next:

@@ -26,7 +26,7 @@ from shardq.storage.pipes import DEFAULT_TIMEOUT_S, Pipes
 from shardq.storage.reply import shape
 
 if TYPE_CHECKING:
-    from shardq.runtime.client import Queue
+    from shardq.runtime.queue import Queue
 
 When = str | datetime | timedelta | float | None
 """A message id, an aware datetime, Unix time in seconds, or a timedelta: that long ago by the servers' clocks."""

@@ -28,6 +28,7 @@ from shardq.runtime.settings import WorkerSettings
 from shardq.runtime.shard import OwnedShard
 from shardq.storage import calls
 from shardq.storage.cluster import Confirm
+from shardq.storage.groups import Start, open_group
 from shardq.storage.keys import ShardKeys
 from shardq.storage.pipes import Pipes
 
@@ -195,7 +196,7 @@ class ShardOwner:
     async def _open_group(self) -> None:
         """The group's keys are gone. After the queue was declared anew this mends it; after a loss it says so."""
         try:
-            await calls.open_group(self._pipes, self._keys, self._group)
+            await open_group(self._pipes, self._keys, self._group, Start())
         except ShardqError as error:
             _log.warning("shard %d of %s can't be consumed: %s", self.shard, self._queue, error)
             await anyio.sleep(PAUSE_AFTER_ERROR_S)

@@ -26,8 +26,8 @@ from anyio.abc import TaskGroup
 from shardq.core import jobs
 from shardq.core.message import Message
 from shardq.core.retry import Reject, RetryLater
-from shardq.errors import InvalidValue
 from shardq.runtime.failures import asked_to_stop, dead_record, own_cancellation, text_of
+from shardq.runtime.handlers import give_type
 from shardq.runtime.settings import WorkerSettings
 from shardq.runtime.shard import OwnedShard
 
@@ -145,7 +145,7 @@ class Runners:
     def _wait_s(self, message: Message, error: Exception) -> float | None:
         """Seconds until the next try; None when there is none."""
         retry = self._settings.retry
-        if message.attempt >= retry.attempts or isinstance(error, (Reject, InvalidValue)):
+        if message.attempt >= retry.attempts or isinstance(error, Reject):
             return None
         return error.delay if isinstance(error, RetryLater) else retry.delay_s(message.attempt, random.random())
 
@@ -216,9 +216,11 @@ class MessageRunners(Runners):
 class BatchRunners(Runners):
     """`batch_handler`: lists of messages of one shard, in order, one list at a time per shard."""
 
-    def __init__(self, settings: WorkerSettings, handler: BatchHandler) -> None:
+    def __init__(
+        self, settings: WorkerSettings, handler: BatchHandler, convert: Callable[[Any], Any] | None = None
+    ) -> None:
         super().__init__(settings)
-        self._handler = handler
+        self._handler, self._convert = handler, convert
         self._waiting: dict[OwnedShard, deque[list[Message]]] = {}
         self._ready_shards: deque[OwnedShard] = deque()
 
@@ -268,6 +270,23 @@ class BatchRunners(Runners):
                 count += len(batch)
         return taken
 
+    def _typed(
+        self, shard: OwnedShard, taken: list[list[Message]], convert: Callable[[Any], Any]
+    ) -> list[list[Message]]:
+        """Values get their type; a message whose value does not fit is a dead letter, the others of its list go on."""
+        fitting: list[list[Message]] = []
+        for batch in taken:
+            fit: list[Message] = []
+            for message in batch:
+                try:
+                    give_type(message, convert)
+                    fit.append(message)
+                except Reject as error:
+                    self.failed(shard, [message], error)
+            if fit:
+                fitting.append(fit)
+        return fitting
+
     async def _serve(self, runner: _Runner) -> None:
         while not runner.scope.cancel_called:
             if not self._ready_shards:
@@ -278,6 +297,8 @@ class BatchRunners(Runners):
                 self._waiting.pop(shard, None)
                 continue
             taken = self._take(shard)
+            if self._convert is not None:
+                taken = self._typed(shard, taken, self._convert)
             messages = list(itertools.chain.from_iterable(taken))
             if not messages:
                 self._next(shard)

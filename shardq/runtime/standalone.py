@@ -12,8 +12,9 @@ import socket
 import anyio
 
 from shardq.runtime.bells import Bells
-from shardq.runtime.client import Client, Queue
+from shardq.runtime.client import Client
 from shardq.runtime.member import Member
+from shardq.runtime.queue import Queue
 from shardq.runtime.settings import WorkerSettings
 from shardq.runtime.tasks import one_error, outliving_tasks
 from shardq.storage.keys import check_name

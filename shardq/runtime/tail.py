@@ -18,7 +18,7 @@ from shardq.storage.cluster import pack_command
 from shardq.storage.reply import shape
 
 if TYPE_CHECKING:
-    from shardq.runtime.client import Queue
+    from shardq.runtime.queue import Queue
 
 POLL_FIRST_S, POLL_LAST_S = 0.05, 1.0
 POLL_TIMEOUT_S = 1.0  # a master that is away holds up the others no longer than this

@@ -15,13 +15,15 @@ import anyio
 import anyio.to_thread
 from anyio.abc import TaskGroup
 
+from shardq.core.compression import check_available
 from shardq.core.records import Headers, Key
 from shardq.core.retry import Retry
 from shardq.core.schedule import Missed, Schedule
 from shardq.core.values import ValueType
 from shardq.errors import ClosedError, UsageError
 from shardq.runtime.bells import Bells
-from shardq.runtime.client import Client, Queue
+from shardq.runtime.client import Client
+from shardq.runtime.groups import Position
 from shardq.runtime.handlers import (
     Middleware,
     check_function,
@@ -29,10 +31,11 @@ from shardq.runtime.handlers import (
     is_async,
     with_middleware,
     with_timeout,
-    with_types,
+    with_type,
 )
 from shardq.runtime.member import Member
 from shardq.runtime.owner import ShardOwner
+from shardq.runtime.queue import Queue
 from shardq.runtime.runners import BatchRunners, MessageRunners, Runners
 from shardq.runtime.schedules import make_schedule
 from shardq.runtime.settings import DEFAULT_RETRY, WorkerSettings
@@ -58,6 +61,7 @@ class Worker:
     queue, group   names; the queue must exist when the worker runs
     name           this process's name in the group, unique there; made up when not given
     shards         declares the queue with so many shards if it does not exist
+    start          where the group begins if it does not exist yet: see `Queue.open_group`
     type           the type of the values (anything msgspec can convert to); one that does not fit is a dead letter
     concurrency    messages handled at a time in this process
     retry          when a failing message is tried again, and when it becomes a dead letter
@@ -76,6 +80,7 @@ class Worker:
         group: str,
         name: str | None = None,
         shards: int | None = None,
+        start: Position = "earliest",
         type: Any = None,
         concurrency: int = 32,
         retry: Retry = DEFAULT_RETRY,
@@ -88,7 +93,7 @@ class Worker:
         self.queue = check_name("queue", queue)
         self.group = check_name("group", group)
         self.name = check_name("worker", name) if name is not None else None
-        self._shards = shards
+        self._shards, self._start = shards, start
         self._convert = ValueType(type).convert if type is not None else None
         if timeout is not None and not timeout > 0:
             msg = f"timeout must be above 0 seconds, not {timeout!r}"
@@ -181,11 +186,13 @@ class Worker:
         if self._middleware:
             handler = with_middleware(handler, self._middleware)
         convert = self._convert or queue.convert
-        if convert is not None:
-            handler = with_types(handler, convert)
+        if convert is not None and not self._takes_lists:
+            handler = with_type(handler, convert)
         if self._timeout_s is not None:
             handler = with_timeout(handler, self._timeout_s)
-        return BatchRunners(self.settings, handler) if self._takes_lists else MessageRunners(self.settings, handler)
+        if self._takes_lists:
+            return BatchRunners(self.settings, handler, convert)
+        return MessageRunners(self.settings, handler)
 
     @staticmethod
     async def _call_hooks(hooks: list[Callable[[Client], Any]], client: Client) -> None:
@@ -217,7 +224,8 @@ class Worker:
         self._stop = anyio.Event()
         try:
             queue = await client.queue(self.queue, shards=self._shards)
-            await queue.open_group(self.group)
+            check_available(queue.settings.compression)
+            await queue.open_group(self.group, self._start)
             for schedule in self._schedules:
                 await client.put_schedule(self.queue, schedule)
             name = self.name or f"{socket.gethostname().split('.')[0][:40]}-{os.getpid()}-{secrets.token_hex(2)}"

@@ -33,16 +33,6 @@ async def open_shard(
         return bool(reply[0] == b"CREATED")
 
 
-async def open_group(pipes: Pipes, shard: ShardKeys, group: str) -> None:
-    """Registers a group on a shard. Raises UnknownQueue when the shard's keys are gone."""
-    keys = [shard.stream, shard.meta, *shard.of_group(group)]
-    reply = await pipes.call(shard.slot, "open_group", keys, [group])
-    with shape("open_group"):
-        missing = reply[0] == b"MISSING"
-    if missing:
-        raise UnknownQueue(missing_shard(shard))
-
-
 def missing_shard(shard: ShardKeys) -> str:
     return (
         f"{shard.meta} is gone: the queue was deleted, or a master lost its data. "

@@ -31,8 +31,9 @@ _GROUP = (
     "last",
     "replayed",
     "lost",
+    "given_up",
 )
-_COUNTS = ("base", "acked", "retried", "dead", "replayed", "delivered", "foreign", "lost")
+_COUNTS = ("base", "acked", "retried", "dead", "replayed", "delivered", "foreign", "lost", "given_up")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,8 @@ class GroupCounters:
     """One group on one shard, as its hash and the stream say. Counts are messages unless named otherwise.
 
     `waiting` are retries and what they hold back; `dead` is all that ever became dead letters, `dead_letters` what is
-    kept of them now; `lost` was dropped by a full queue before the group got it, `skip` of it not yet passed by.
+    kept of them now; `lost` was dropped by a full queue before the group got it, `skip` of it not yet passed by;
+    `given_up` was delivered and left behind by a reset, `delivered` is without it.
     """
 
     owner: str
@@ -56,6 +58,7 @@ class GroupCounters:
     delivered: int
     foreign: int
     lost: int
+    given_up: int
     pending_entries: int
     oldest_pending: str
     oldest_unread: str

@@ -15,6 +15,7 @@ from redis.exceptions import (
     BusyLoadingError,
     ClusterDownError,
     MovedError,
+    NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisClusterException,
@@ -81,10 +82,14 @@ def _from_response(error: ResponseError, node: str) -> Trouble:
     if code in _PASSING:
         return Trouble("again", StoreUnavailable(f"{_PASSING[code]} on {node}: {code}"))
     if code == "NOPERM" or "NOPERM" in text[:40] or "ACL failure" in text:
-        return Trouble("fail", StoreRefused(f"{node} refused a command to this user (NOPERM): grant it by ACL SETUSER"))
+        return _no_permission(node)
     if code.startswith("SHARDQ_MISUSE") or "SHARDQ_MISUSE" in text:
         return Trouble("fail", StoreRefused(f"shardq called its functions wrongly, please report it: {text[:200]}"))
     return Trouble("fail", StoreRefused(f"{node} answered {code or 'an error'}; look at the server's log"))
+
+
+def _no_permission(node: str) -> Trouble:
+    return Trouble("fail", StoreRefused(f"{node} refused a command to this user (NOPERM): grant it by ACL SETUSER"))
 
 
 def _address(error: AskError, node: str) -> tuple[str, int]:
@@ -123,6 +128,8 @@ def classify(error: BaseException, node: str) -> Trouble:
         case AuthenticationError() if "uthentication required" in str(error):  # redis-py takes NOAUTH off the text
             way = "wants a password: write the URL as redis://user:password@host:port"
             return Trouble("fail", AuthenticationFailed(f"{node} {way}"))
+        case NoPermissionError():
+            return _no_permission(node)
         case AuthenticationError() | AuthorizationError():
             return Trouble("fail", AuthenticationFailed(f"{node} refused the user name or password: check the URL"))
         case ResponseError():

@@ -73,6 +73,15 @@ class LanesMachine(RuleBasedStateMachine):
                 del self.waiting[lane]
         self.lanes.done(message.key)
 
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def leave_with_those_behind(self, data: st.DataObject) -> None:
+        message = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
+        lane = same_key(message.key)
+        left = self.waiting.pop(lane, deque()) if lane is not None else deque()
+        behind = [number for number in left if number != message.value]
+        assert [other.value for other in self.lanes.empty(message.key)] == behind
+
     @rule()
     def lose_the_lease(self) -> None:
         self.lanes.clear()
@@ -92,6 +101,9 @@ class LanesMachine(RuleBasedStateMachine):
     @invariant()
     def a_key_costs_memory_only_while_it_has_messages(self) -> None:
         assert len(self.lanes) == len(self.waiting)
+        for key in KEYS:
+            if key is not None:
+                assert self.lanes.busy(lane_key(key)) == (same_key(key) in self.waiting)
 
     def teardown(self) -> None:
         while self.ready or self.running:
@@ -121,3 +133,20 @@ def test_text_and_bytes_wait_for_each_other(keys: list[Key]) -> None:
     assert [message.value for message in ready] == [0]
     lanes.done(keys[0])
     assert [message.value for message in ready] == [0, 1]
+
+
+def test_emptying_a_lane_leaves_the_others() -> None:
+    ready: deque[Message] = deque()
+    lanes = Lanes(ready)
+    lanes.add([new_message(key, number) for number, key in enumerate(["a", b"a", "b", "a", "b", None])])
+    assert [message.value for message in lanes.empty(b"a")] == [1, 3]
+    assert not lanes.busy("a")
+    assert lanes.busy("b")
+    assert [message.value for message in ready] == [0, 2, 5]
+    lanes.done("b")
+    assert [message.value for message in ready] == [0, 2, 5, 4]
+
+
+@pytest.mark.parametrize("key", [None, "a", b"a"], ids=repr)
+def test_emptying_a_lane_that_nothing_is_in(key: Key) -> None:
+    assert Lanes(deque()).empty(key) == []

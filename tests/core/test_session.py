@@ -14,7 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from shardq.core import intake, later, session
+from shardq.core import later, session
 from shardq.core.lanes import lane_key
 from shardq.core.lease import Trust
 from shardq.core.message import Message

@@ -17,7 +17,7 @@ from shardq.core.intake import unpack_progress
 from shardq.core.message import Batch, Message, Ownership
 from shardq.core.session import NEW, Put, Step
 from shardq.core.slots import tag_for_slot
-from shardq.storage import calls, counters, dead
+from shardq.storage import calls, counters, dead, groups
 from shardq.storage.calls import Acquired, Appended, Item, Stepped
 from shardq.storage.cluster import Packed, pack_command
 from shardq.storage.counters import GroupCounters, ShardCounters
@@ -58,7 +58,7 @@ class Rig:
         return await self.pipes.call(self.shard.slot, function, keys, args)
 
     async def open_group(self, group: str = "g") -> None:
-        await calls.open_group(self.pipes, self.shard, group)
+        await groups.open_group(self.pipes, self.shard, group, groups.Start())
 
     # -- appending -------------------------------------------------------------------------------------------
 

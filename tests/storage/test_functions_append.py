@@ -7,7 +7,7 @@ import pytest
 from shardq.core.routing import RoutingTable
 from shardq.core.session import FIRST
 from shardq.errors import StoreRefused, UnknownQueue
-from shardq.storage import calls, queues
+from shardq.storage import calls, groups, queues
 from tests.storage.rig import Rig, batch_of
 
 pytestmark = pytest.mark.anyio
@@ -38,7 +38,7 @@ async def test_opening_again_changes_nothing(shard: Rig) -> None:
 async def test_a_group_needs_its_shard(shard: Rig) -> None:
     other = shard.keys.shard(7, "0")
     with pytest.raises(UnknownQueue, match="gone"):
-        await calls.open_group(shard.pipes, other, "g")
+        await groups.open_group(shard.pipes, other, "g", groups.Start())
     assert await shard.pipes.call(
         other.slot, "append", [other.stream, other.meta], ["p", 1, 1, batch_of("a"), "b"]
     ) == [b"MISSING"]

@@ -19,7 +19,7 @@ from shardq.core import records
 from shardq.core.effects import Effect
 from shardq.core.session import FIRST, NEW, Put
 from shardq.ops.local_cluster import LocalCluster
-from shardq.runtime.client import Queue
+from shardq.runtime.queue import Queue
 from shardq.storage.nodes import node_command
 from shardq.storage.pipes import Pipes
 from tests.storage.rig import Rig, ids, one, rig, until

@@ -30,7 +30,8 @@ from shardq.ops.demo.report import Observed, Report, judge
 from shardq.ops.demo.worker import GROUP, QUEUE
 from shardq.ops.exporter import serve_metrics
 from shardq.ops.local_cluster import LocalCluster, server_version
-from shardq.runtime.client import Client, Queue, connect
+from shardq.runtime.client import Client, connect
+from shardq.runtime.queue import Queue
 
 MASTERS, SHARDS = 3, 12
 FIRST, SECOND, JOINING = "worker-1", "worker-2", "worker-3"

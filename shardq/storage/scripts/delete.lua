@@ -120,6 +120,8 @@ local function redact(keys, args)
   end
   if delete_unfinished(stream, entry) then return {'UNFINISHED'} end
   if args[2] == '' then
+    local count, at = entry_count(redis.call('XRANGE', stream, entry, entry)[1][2])
+    if at then redis.call('HINCRBY', meta, 'erased', count) end -- a group that begins before it has to know of the hole
     redis.call('XDEL', stream, entry)
   else
     redis.call('DEL', scratch)

@@ -8,7 +8,7 @@
 
 local META_FIELDS = {'state', 'appended', 'bytes', 'groups', 'delayed', 'dropped'}
 local GROUP_FIELDS = {'owner', 'epoch', 'token', 'renewals', 'heir', 'plan',
-  'base', 'acked', 'retried', 'dead', 'delivered', 'foreign', 'last', 'replayed', 'lost'}
+  'base', 'acked', 'retried', 'dead', 'delivered', 'foreign', 'last', 'replayed', 'lost', 'given_up'}
 
 local function inspect_values(key, names)
   local values = redis.call('HMGET', key, unpack(names))
