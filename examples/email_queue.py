@@ -1,5 +1,6 @@
-"""An e-mail queue: a request only stores the mail and gets a job to ask for; workers hand it to a mail server that hangs up
-on them, and try again with growing pauses. What is refused for good becomes a dead letter, to be replayed when mended.
+"""An e-mail queue: a request only stores the mail and gets a job to ask for; workers hand it to a mail server that
+hangs up on them, and try again with growing pauses. What is refused for good becomes a dead letter, to be replayed when
+the cause is mended.
 
 The naive version talks to the mail server in the request and logs the error: the mail is lost. It runs here first.
 
@@ -57,7 +58,7 @@ def deliver(message: shardq.Message) -> str:  # a plain function: it runs in a t
 
 
 class MailServer:
-    """Speaks enough SMTP for smtplib. It hangs up on every 6th caller, and on every 9th right after it took the mail."""
+    """Speaks enough SMTP for smtplib. It hangs up on every 6th caller, and on every 9th after it took the mail."""
 
     def __init__(self) -> None:
         self.handed: Counter[str] = Counter()  # Message-ID: how often it was handed over
@@ -132,7 +133,7 @@ async def main(url: str) -> None:
             await until(lambda: finished(queue), "the rest")
             print(f"handled: {await states(jobs)}")
             dead = [letter async for letter in queue.dead_letters(GROUP)]
-            print(f"dead letter: {dead[0].key} {dead[0].error}")
+            print(f"dead letter: {dead[0].key!s} {dead[0].error}")
             mail_server.closed.clear()
             replayed = await queue.dead_letters(GROUP).replay(error="mailbox is closed")
             await until(lambda: finished(queue), "the mended mail")

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from shardq.runtime.jobs import Job
     from shardq.runtime.producer import Producer
     from shardq.runtime.queue import Queue
+    from shardq.runtime.sync import SyncProducer
     from shardq.runtime.worker import Worker
 
 __version__ = "0.1.0"
@@ -92,6 +93,7 @@ __all__ = [
     "StoreRefused",
     "StoreTimeout",
     "StoreUnavailable",
+    "SyncProducer",
     "UnknownGroup",
     "UnknownJob",
     "UnknownQueue",
@@ -111,6 +113,7 @@ _LATER = {
     "Notices": "shardq.runtime.broadcast",
     "Producer": "shardq.runtime.producer",
     "Queue": "shardq.runtime.queue",
+    "SyncProducer": "shardq.runtime.sync",
     "Worker": "shardq.runtime.worker",
     "connect": "shardq.runtime.client",
 }

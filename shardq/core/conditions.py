@@ -91,7 +91,7 @@ def unix_ms(at: float | Moment) -> int:
             msg = f"{at!r} has no time zone: use an aware datetime, like datetime.now(timezone.utc)"
             raise UsageError(msg)
         at = at.timestamp()
-    if type(at) not in (int, float) or not math.isfinite(at) or not 0 <= at <= 1e11:
+    if type(at) not in (int, float) or not 0 <= at <= 1e11:
         msg = f"a time is Unix seconds or an aware datetime, not {at!r:.80}"
         raise UsageError(msg)
     return int(at * 1000)

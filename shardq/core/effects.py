@@ -12,7 +12,8 @@ undone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
@@ -24,6 +25,7 @@ from shardq.errors import UsageError
 MAX_EFFECTS = 1000
 MAX_ARGUMENTS = 2000
 _INT64 = 1 << 63
+_MAX_INT_BITS = 4096
 
 Argument = str | bytes | int | float
 
@@ -94,7 +96,7 @@ class Atomic:
         self._add(key, "INCRBY", _int64(amount))
 
     def incrbyfloat(self, key: str, amount: float) -> None:
-        self._add(key, "INCRBYFLOAT", float(amount))
+        self._add(key, "INCRBYFLOAT", _finite(amount))
 
     def append(self, key: str, value: Argument) -> None:
         self._add(key, "APPEND", value)
@@ -102,7 +104,7 @@ class Atomic:
     # -- hashes ----------------------------------------------------------------------------------------------
 
     def hset(self, key: str, mapping: Mapping[str, Argument]) -> None:
-        self._add(key, "HSET", *_pairs(mapping))
+        self._add(key, "HSET", *_some("hset", tuple(part for pair in _items(mapping) for part in pair)))
 
     def hdel(self, key: str, *fields: str) -> None:
         self._add(key, "HDEL", *_some("hdel", fields))
@@ -111,7 +113,7 @@ class Atomic:
         self._add(key, "HINCRBY", field, _int64(amount))
 
     def hincrbyfloat(self, key: str, field: str, amount: float) -> None:
-        self._add(key, "HINCRBYFLOAT", field, float(amount))
+        self._add(key, "HINCRBYFLOAT", field, _finite(amount))
 
     # -- sets, sorted sets, lists ----------------------------------------------------------------------------
 
@@ -123,10 +125,11 @@ class Atomic:
 
     def zadd(self, key: str, mapping: Mapping[str, float]) -> None:
         """Members with their scores."""
-        self._add(key, "ZADD", *(part for member, score in mapping.items() for part in (float(score), member)))
+        parts = tuple(part for member, score in _items(mapping) for part in (_number(score), member))
+        self._add(key, "ZADD", *_some("zadd", parts))
 
     def zincrby(self, key: str, amount: float, member: Argument) -> None:
-        self._add(key, "ZINCRBY", float(amount), member)
+        self._add(key, "ZINCRBY", _number(amount), member)
 
     def zrem(self, key: str, *members: Argument) -> None:
         self._add(key, "ZREM", *_some("zrem", members))
@@ -167,6 +170,7 @@ class Atomic:
         if type(key) is not str:
             msg = f"a key is a str: use message.local_key(name), not {key!r}"
             raise UsageError(msg)
+        _wire(key)  # refuses surrogates
         slot = key_slot(key.encode())
         if slot != self._slot:
             msg = f"key {key!r} is in slot {slot}, this message in {self._slot}: name it with message.local_key(name)"
@@ -191,24 +195,46 @@ def _wire(value: object) -> str | bytes:
         msg = f"an effect's argument is str, bytes, int or float, not {type(value).__name__}"
         raise UsageError(msg)
     if isinstance(value, float):
-        if value != value:
-            msg = "an effect's argument is a number, not nan"
+        return repr(_number(value))
+    if isinstance(value, int):
+        if value.bit_length() > _MAX_INT_BITS:
+            msg = f"an effect's argument is an int of at most {_MAX_INT_BITS} bits, not {value.bit_length()}"
             raise UsageError(msg)
-        return repr(value)
+        return str(int(value))
     if isinstance(value, str):
-        records.pack_value(value)  # refuses surrogates
-    return value if isinstance(value, (str, bytes)) else str(value)
+        records.pack_value(str(value))  # refuses surrogates
+    return value
 
 
-def _int64(amount: int) -> int:
+def _number(value: Any) -> float:
+    """A score: infinite ones too, but not nan."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+        msg = f"an effect's number is an int or a float, not {value!r:.80}"
+        raise UsageError(msg)
+    try:
+        return float(value)
+    except OverflowError as error:
+        msg = "an effect's number is larger than a float holds"
+        raise UsageError(msg) from error
+
+
+def _finite(value: Any) -> float:
+    number = _number(value)
+    if math.isinf(number):
+        msg = "an effect can't add what is infinite"
+        raise UsageError(msg)
+    return number
+
+
+def _int64(amount: Any) -> int:
     if type(amount) is not int or not -_INT64 <= amount < _INT64:
         msg = f"an increment is an int of 64 bits, not {amount!r}"
         raise UsageError(msg)
     return amount
 
 
-def _ms(seconds: float) -> int:
-    if not 0.001 <= seconds <= 1e10:
+def _ms(seconds: Any) -> int:
+    if type(seconds) not in (int, float) or not 0.001 <= seconds <= 1e10:
         msg = f"a time to live is 0.001 to 1e10 seconds, not {seconds!r}"
         raise UsageError(msg)
     return int(seconds * 1000)
@@ -221,5 +247,8 @@ def _some(name: str, values: tuple[Argument, ...]) -> tuple[Argument, ...]:
     return values
 
 
-def _pairs(mapping: Mapping[str, Argument]) -> tuple[Argument, ...]:
-    return _some("hset", tuple(part for pair in mapping.items() for part in pair))
+def _items(mapping: Any) -> Iterable[tuple[Argument, Argument]]:
+    if not isinstance(mapping, Mapping):
+        msg = f"this effect takes a mapping, not {type(mapping).__name__}"
+        raise UsageError(msg)
+    return mapping.items()

@@ -19,6 +19,7 @@ from shardq.core import records
 from shardq.core.message import Batch, Message, Ownership
 from shardq.errors import CorruptData
 
+_MAX_MS = (1 << 63) - 1
 _DIGITS = bytes([48, 49]) + bytes(range(2, 256))
 
 
@@ -39,13 +40,16 @@ _kept_decoder = msgspec.msgpack.Decoder(KeptRecord)
 
 
 def build_messages(decoded: records.RecordBatch, batch: Batch) -> list[Message]:
-    """One Message for each record of a batch."""
+    """One Message for each record of a batch. Raises CorruptData for times that could not be written again."""
     base, offsets, keys, values, headers = decoded[:5]
     if offsets is None and headers is None:
         return [
             Message(key, value, None, base, index, batch)
             for index, (key, value) in enumerate(zip(keys, values, strict=True))
         ]
+    if offsets and (base + min(offsets) < -_MAX_MS or base + max(offsets) > _MAX_MS):
+        msg = f"a record batch holds times beyond {_MAX_MS} ms"
+        raise CorruptData(msg)
     times = [base + offset for offset in offsets] if offsets is not None else repeat(base)
     own = headers if headers is not None else repeat(None)
     return list(map(Message, keys, values, own, times, range(len(keys)), repeat(batch)))

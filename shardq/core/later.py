@@ -5,6 +5,8 @@ Pure.
 Invariants (tests/core/test_later.py holds a model to them):
 - While a key is held, no message of it is handed out but the oldest kept one: order within the key. A key is held from
   the moment one of its messages is put off until the last of them is finished, also while the put is under way.
+- A key may become held while messages of it are in their lane (a dead letter was replayed). They go on, and those that
+  come meanwhile join them: kept, they would be before them in line when another owner reads these again.
 - With `by_key` false nothing is held: each item comes when it is due.
 - An item is handed out again only after it was put back, or the answer that should have brought it was lost.
 - Suspects, items that were fetched SUSPECT_GETS times without an outcome, are handed out WAVE at a time: if the process
@@ -106,6 +108,10 @@ class Later:
     def holds(self, lane: str | None) -> bool:
         return lane is not None and (lane in self._lines or lane in self._coming)
 
+    def keeps_back(self, lane: str | None) -> bool:
+        """Whether a message of this key that comes now has to be kept too."""
+        return lane is not None and self.holds(lane) and not self._lane_busy(lane)
+
     def expect(self, lane: str | None) -> None:
         """A message of this key will be put with a coming step."""
         if self._by_key and lane is not None:
@@ -146,15 +152,19 @@ class Later:
 
     def _add(self, item: Item) -> None:
         self.items[item.id] = item
-        if item.suspect:
-            self._suspects.add(item.id)
         if not self._by_key or item.lane is None:
-            heapq.heappush(self._heap, (item.due_s, item.id))
+            self._wait(item, item.due_s)
             return
         line = self._lines.setdefault(item.lane, deque())
         line.append(item.id)
         if len(line) == 1:
-            heapq.heappush(self._heap, (item.due_s, item.id))
+            self._wait(item, item.due_s)
+
+    def _wait(self, item: Item, due_s: float) -> None:
+        """The item is the next of its key: nothing but time is before it."""
+        if item.suspect:
+            self._suspects.add(item.id)
+        heapq.heappush(self._heap, (due_s, item.id))
 
     # -- whose turn it is ------------------------------------------------------------------------------------
 
@@ -191,7 +201,8 @@ class Later:
 
     @property
     def suspects_wait(self) -> bool:
-        """Whether suspects have not been handed out yet: nothing new is fetched before they are."""
+        """Whether suspects whose turn it is have not been handed out yet: nothing new is fetched before they are. Not
+        for one behind another of its key, which may wait for hours."""
         return bool(self._suspects)
 
     @property
@@ -216,9 +227,7 @@ class Later:
             self._over(item_id)
             item = self.items[item_id]
             item.gets -= 1  # nobody died of it
-            if item.suspect:
-                self._suspects.add(item_id)
-            heapq.heappush(self._heap, (now_s, item_id))
+            self._wait(item, now_s)
         return asked
 
     # -- outcomes --------------------------------------------------------------------------------------------
@@ -239,7 +248,8 @@ class Later:
         line = self._lines[item.lane]
         line.remove(item_id)
         if line:
-            heapq.heappush(self._heap, (max(self.items[line[0]].due_s, now_s), line[0]))
+            following = self.items[line[0]]
+            self._wait(following, max(following.due_s, now_s))
         else:
             del self._lines[item.lane]
 

@@ -138,7 +138,7 @@ class Session:
         self._messages_per_entry = 1.0
         self._bytes_per_entry = 0.0
         self._bytes_per_item = STEP_BYTES / FIRST_ENTRIES
-        self._rereads = 0
+        self._trusting = False
 
     # -- handling --------------------------------------------------------------------------------------------
 
@@ -198,10 +198,10 @@ class Session:
             self.later.expect(_lane_of(message))
 
     def divert(self, messages: list[Message]) -> list[Message]:
-        """Parks those whose key is held; returns the others."""
+        """Parks those that have to wait behind kept ones; returns the others."""
         free: list[Message] = []
         for message in messages:
-            if message.batch.item or not self.later.holds(_lane_of(message)):
+            if message.batch.item or not self.later.keeps_back(_lane_of(message)):
                 free.append(message)
             else:
                 self.park(message)
@@ -356,7 +356,6 @@ class Session:
     def reread(self, step: Step, now_s: float) -> None:
         """A reply was lost: what it may have brought is pending, so look there first."""
         self.cursor = FIRST
-        self._rereads += 1
         self.later.ask_again(now_s)
         self.later.next_item += len(step.lanes)  # its puts were applied: the index is to be read on
         # It may be the size of the answer that kept it from coming in time.
@@ -445,11 +444,11 @@ class Session:
         raw = fields[3]
         try:
             decoded = records.decode(raw)
+            batch = Batch(self.owner, entry, len(decoded.keys), raw)
+            messages = build_messages(decoded, batch)
         except CorruptData as error:
             return self._set_aside(entry, records.count_of(raw), raw, str(error))
-        batch = Batch(self.owner, entry, len(decoded.keys), raw)
         self.in_flight[entry] = batch
-        messages = build_messages(decoded, batch)
         if progress:
             messages = self._resume(batch, messages, progress)
         if decoded.holes or self.marks:
@@ -458,10 +457,12 @@ class Session:
         return self._suspect(times, messages)
 
     def _suspect(self, times: bytes, messages: list[Message]) -> list[Message]:
-        """Messages that were delivered again and again without an outcome go where each is handled alone. Deliveries
-        that this session itself asked for again, their answer lost, say nothing against them. Were they counted, a
-        message could be put before an earlier one of its key that this session holds already."""
-        if not times.isdigit() or int(times) - self._rereads < SUSPECT_DELIVERIES:
+        """Messages that were delivered again and again without an outcome go where each is handled alone. Only those
+        before all others that this session holds: one behind them would be put before an earlier one of its key. Such
+        a one was delivered more often only for an answer that was lost, or an owner that went in good order."""
+        if messages and (not times.isdigit() or int(times) < SUSPECT_DELIVERIES):
+            self._trusting = True
+        if self._trusting:
             return messages
         for message in messages:
             self.outstanding -= 1

@@ -1,5 +1,5 @@
-"""One shard as scripts/append.lua, step.lua, dead.lua and delete.lua keep it for one group, in plain Python: what tests of
-the core hold an owner to. Knows nothing of the owner.
+"""One shard as scripts/append.lua, step.lua, dead.lua and delete.lua keep it for one group, in plain Python: what tests
+of the core hold an owner to. Knows nothing of the owner.
 """
 
 from __future__ import annotations
@@ -132,7 +132,8 @@ class Store:
         return Answer("OK", Fetched(entries, progress, self.next_item, None, marks, self.now_ms, items, gets))
 
     def commit(self, step: Step) -> None:
-        assert step.full or not (step.dead or step.puts or step.drops or step.gets or step.jobs or step.effects)
+        assert step.full or not (step.dead or step.puts or step.drops or step.gets or step.ungets or step.jobs)
+        assert step.full or not step.effects
         self.acked += step.acked
         self.retried += step.retried
         for batch in step.finished:
@@ -141,6 +142,10 @@ class Store:
         for batch, done in step.partial:
             assert number_of(batch.entry) in self.pending
             self.progress[number_of(batch.entry)] = done
+        for entry in step.untouched:
+            self.pending[number_of(entry)] = 0
+        for item in step.ungets:
+            self.later[item] = self.later[item]._replace(gets=max(self.later[item].gets - 1, 0))
         self.letters += step.dead
         self.dead += sum(count for count, _ in step.dead)
         for put in step.puts:
@@ -168,7 +173,7 @@ class Store:
         for entry in found:
             self.pending[entry] = self.pending.get(entry, 0) + 1
         progress = [b"%d:" % self.pending[entry] + self.progress.get(entry, b"") for entry in found]
-        entries = [(f"{entry}-0".encode(), self.stream.get(entry, [])) for entry in found]
+        entries: list[Entry] = [(f"{entry}-0".encode(), self.stream.get(entry, [])) for entry in found]
         return entries, progress if step.cursor != NEW else []
 
     def get(self, item: int) -> bytes:

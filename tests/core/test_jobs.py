@@ -16,7 +16,9 @@ from shardq.errors import CorruptData, UsageError
 ID = "orders/3/9f86d081884c7d65"
 
 
-@given(st.from_regex(r"[A-Za-z0-9_.-]{1,64}", fullmatch=True), st.integers(0, 2**31), st.binary(min_size=4, max_size=32))
+@given(
+    st.from_regex(r"[A-Za-z0-9_.-]{1,64}", fullmatch=True), st.integers(0, 2**31), st.binary(min_size=4, max_size=32)
+)
 def test_an_id_says_where_its_record_lies(queue: str, shard: int, chance: bytes) -> None:
     assert jobs.job_place(f"{queue}/{shard}/{chance.hex()}") == (queue, shard)
 

@@ -91,7 +91,9 @@ def test_retry_later_keeps_its_delay(delay: float) -> None:
     assert isinstance(error, ShardqError)
 
 
-@pytest.mark.parametrize("delay", [-1, -0.001, MAX_DELAY_S * 1.01, math.nan, math.inf, "5", None, True, 10**400], ids=repr)
+@pytest.mark.parametrize(
+    "delay", [-1, -0.001, MAX_DELAY_S * 1.01, math.nan, math.inf, "5", None, True, 10**400], ids=repr
+)
 def test_retry_later_with_what_is_no_delay(delay: Any) -> None:
     with pytest.raises(UsageError, match="RetryLater takes 0 to"):
         RetryLater(delay)

@@ -29,10 +29,13 @@ from shardq.runtime.shard import OwnedShard
 from shardq.storage.keys import Keys
 from tests.core.store_model import BAD, GOOD, ID, Store, batch_of, number_of
 
-KEYS: list[Key] = [None, "a", "a", b"a", "b", b"\xff"]
+KEYS: list[Key] = [None, "a", "a", b"a", b"\xff"]
 NONCES = "ab"
 FATES = ["answered"] * 4 + ["reply lost", "call lost"]
 ENDS = ["take"] * 6 + ["returns"] * 3 + ["fails 0", "fails 0.05", "fails 1", "fails 30", "dead", "writes"]
+OTHERS = ["append"] * 6 + ["broken", "foreign", "delete", "delete an entry"]
+SOME_KEYS = st.lists(st.sampled_from(KEYS), min_size=1, max_size=4)
+WAITS_S = st.sampled_from([0.0, 0.0, 0.0, 0.05, 2.0, 40.0])
 EVENTS = st.tuples(st.sampled_from(ENDS), st.integers(0, 5))
 
 
@@ -44,6 +47,7 @@ class Clock:
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bounds that a test of a few messages reaches."""
     monkeypatch.setattr(later, "PAGE", 3)
+    monkeypatch.setattr(later, "WAVE", 2)
     monkeypatch.setattr(session, "ITEMS_AT_ONCE", 2)
     monkeypatch.setattr(session, "STEP_BYTES", 200)
     monkeypatch.setattr(runtime_shard, "monotonic", lambda: Clock.now_s)
@@ -69,8 +73,8 @@ class OwnerMachine(RuleBasedStateMachine):
     by_key = True
     lists: BatchRunners | None = None
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(stored=st.lists(SOME_KEYS, min_size=1, max_size=4))
+    def begin(self, stored: list[list[Key]]) -> None:
         Clock.now_s = 100.0
         self.store = Store()
         self.lane_of: dict[ID, str | None] = {}
@@ -80,6 +84,8 @@ class OwnerMachine(RuleBasedStateMachine):
         self.erased: set[ID] = set()
         self.returned: set[ID] = set()
         self.epoch = 0
+        for keys in stored:
+            self.append(keys)
         self.take_over()
 
     # -- what other clients do -------------------------------------------------------------------------------
@@ -88,23 +94,26 @@ class OwnerMachine(RuleBasedStateMachine):
         entry = self.store.next_entry
         self.lane_of |= {(entry, index): lane(key) for index, key in enumerate(keys)}
 
-    @rule(keys=st.lists(st.sampled_from(KEYS), min_size=1, max_size=5))
-    def append(self, keys: list[Key]) -> None:
-        self.note(keys)
-        self.store.add([b"at", b"0", b"batch", batch_of(self.store.next_entry, keys)], len(keys), ours=True)
-
-    @rule(what=st.sampled_from(["broken", "foreign", "delete"]), count=st.integers(1, 9))
-    def interfere(self, what: str, count: int) -> None:
-        if what == "broken":
-            self.append_a_broken_batch(count)
+    @rule(what=st.sampled_from(OTHERS), keys=SOME_KEYS, place=st.integers(0, 8))
+    def others(self, what: str, keys: list[Key], place: int) -> None:
+        if what == "append":
+            self.append(keys)
+        elif what == "broken":
+            self.append_a_broken_batch(place + 1)
         elif what == "foreign":
             self.note([None])
             self.store.add([b"name", b"x", b"batch", b"x"], 1, ours=False)
+        elif what == "delete":
+            self.delete_a_message(place)
         elif deletable := self.deletable():
-            entry = deletable[count % len(deletable)]
+            entry = deletable[place % len(deletable)]
             del self.store.stream[entry]
             self.deleted.add(entry)
             self.unordered.add((entry, 0))
+
+    def append(self, keys: list[Key]) -> None:
+        self.note(keys)
+        self.store.add([b"at", b"0", b"batch", batch_of(self.store.next_entry, keys)], len(keys), ours=True)
 
     def append_a_broken_batch(self, count: int) -> None:
         entry = self.store.next_entry
@@ -117,9 +126,9 @@ class OwnerMachine(RuleBasedStateMachine):
         # Of one message: whoever reads it then can only tell that one entry is gone.
         return [entry for entry in self.store.pending if self.store.counts[entry] == 1 and entry in self.store.stream]
 
-    @rule(place=st.integers(0, 5))
     def delete_a_message(self, place: int) -> None:
-        id_ = list(self.lane_of)[-1 - place] if place < len(self.lane_of) else None
+        """One of the youngest."""
+        id_ = list(self.lane_of)[-1 - place % len(self.lane_of)]
         if id_ in self.store.unfinished() and id_[0] not in self.broken:
             self.store.mark(id_)
             self.unordered.add(id_)
@@ -136,15 +145,25 @@ class OwnerMachine(RuleBasedStateMachine):
 
     # -- time, and the owner's life --------------------------------------------------------------------------
 
-    @rule(passed_s=st.sampled_from([0.05, 0.2, 2.0, 40.0]))
     def wait(self, passed_s: float) -> None:
         Clock.now_s += passed_s
         self.store.now_ms += int(passed_s * 1000)
 
-    @rule(now=st.booleans())
-    def crash(self, now: bool) -> None:
-        if now:
+    @rule(how=st.sampled_from(["stay", "stay", "crash", "crash", "leave"]))
+    def go(self, how: str) -> None:
+        if how == "leave":
+            self.leave()
+        elif how == "crash":
             self.take_over()
+
+    def leave(self) -> None:
+        """In good order: what was not handled counts as never fetched."""
+        while self.waiting is not None:
+            self.try_step("answered")
+        self.waiting = self.shard.session.last_step()
+        while self.waiting is not None:
+            self.try_step("answered")
+        self.take_over()
 
     def take_over(self) -> None:
         """The owner crashed, or was too slow: a step of its own that is still under way comes too late."""
@@ -243,9 +262,10 @@ class OwnerMachine(RuleBasedStateMachine):
 
     # -- committing and fetching -----------------------------------------------------------------------------
 
-    @rule(limit=st.integers(1, 4), fates=st.lists(st.sampled_from(FATES), min_size=1, max_size=3))
-    def step(self, limit: int, fates: list[str]) -> None:
-        """Tries of the step that is under way, or of a new one."""
+    @rule(limit=st.integers(1, 4), fates=st.lists(st.sampled_from(FATES), min_size=1, max_size=4), wait_s=WAITS_S)
+    def step(self, limit: int, fates: list[str], wait_s: float) -> None:
+        """Tries of the step that is under way, or of new ones."""
+        self.wait(wait_s)
         for fate in fates:
             self.waiting = self.waiting or self.new_step(limit)
             self.try_step(fate)
@@ -322,7 +342,9 @@ class OwnerMachine(RuleBasedStateMachine):
         assert self.shard.session.outstanding == len(list(self.in_hand()))
         gone = set(self.lane_of) - left - self.returned - self.erased - self.store.dead_ids()
         assert {entry for entry, _ in gone} <= self.broken.keys() | self.deleted, "lost"
-        assert all(count == 2 for count in self.store.carried_out.values()), "effects were carried out in part, or twice"
+        assert all(count == 2 for count in self.store.carried_out.values()), (
+            "effects were carried out in part, or twice"
+        )
         if self.by_key:
             self.each_key_is_finished_from_its_beginning(left)
             self.one_of_a_key_is_in_hand()
@@ -334,7 +356,7 @@ class OwnerMachine(RuleBasedStateMachine):
 
     def each_key_is_finished_from_its_beginning(self, left: set[ID]) -> None:
         """Whoever takes over now finds each key finished up to some message, and nothing behind that."""
-        for of_lane in ("a", "b", "\udcff"):
+        for of_lane in ("a", "\udcff"):
             marks = [id_ in left for id_ in self.ordered(of_lane)]
             assert marks == sorted(marks), "a later message of the key was finished first"
 
@@ -354,8 +376,7 @@ class OwnerMachine(RuleBasedStateMachine):
             rounds += 1
             assert rounds < 1000, "never comes to an end"
             self.handle_all()
-            self.step(3, ["answered"])
-            self.wait(40.0)
+            self.step(3, ["answered"], 40.0)
             self.all_holds()
         assert not self.store.pending
         assert not self.store.kept
@@ -389,10 +410,9 @@ class UnorderedMachine(OwnerMachine):
 class ListsMachine(OwnerMachine):
     """Whole lists are handled, one at a time, as BatchRunners takes them. A list fails as a whole."""
 
-    @initialize()
-    def begin(self) -> None:
+    def __init__(self) -> None:
+        super().__init__()
         self.lists = BatchRunners(WorkerSettings(), never)
-        super().begin()
 
     def take_over(self) -> None:
         super().take_over()

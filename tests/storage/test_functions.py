@@ -8,7 +8,7 @@ import pytest
 
 from shardq.core.intake import pack_progress
 from shardq.core.session import FIRST, NEW
-from shardq.errors import LeaseLost, StoreRefused
+from shardq.errors import LeaseLost, StoreRefused, UnknownQueue
 from shardq.storage import calls
 from tests.storage.rig import Rig, ids, progress_of
 
@@ -207,3 +207,20 @@ async def test_a_malformed_step_is_refused(shard: Rig, args: list[str]) -> None:
     with pytest.raises(StoreRefused, match="report it"):
         await shard.call("step", keys, *args)
     assert await shard.backlog() == 1
+
+
+async def test_inspect_shows_the_groups_it_is_asked_for_and_changes_nothing(shard: Rig) -> None:
+    await shard.append("p", 1, "a")
+    before = await shard.dumps()
+    state = await shard.inspect("g", "never opened")
+    assert (list(state.groups), state.registered, state.state) == (["g"], ("g",), "open")
+    assert (state.entries, state.appended, [state.first_entry]) == (1, 1, await shard.entries())
+    assert state.groups["g"].oldest_unread == state.first_entry
+    keys = [shard.shard.stream, shard.shard.meta, shard.shard.group("g")]
+    with pytest.raises(StoreRefused, match="report it"):
+        await shard.call("inspect", keys, "g")
+    shard.shard, opened = shard.keys.shard(7, "0"), shard.shard
+    with pytest.raises(UnknownQueue, match="gone"):
+        await shard.inspect("g")
+    shard.shard = opened
+    assert await shard.dumps() == before

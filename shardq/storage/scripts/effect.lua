@@ -2,7 +2,8 @@
 -- Invariant: either all effects of a step are carried out, or none: what ran before one that Redis refuses is put back, with
 -- its time to live. Messages to other queues are checked first, all of a step that go to one shard as one batch, and sent
 -- last, when nothing can be refused any more: a send is never taken back.
--- An effect comes as: place of its key in KEYS, command, number of arguments, arguments.
+-- An effect comes as: place of its key in KEYS, command, number of arguments, arguments. What is sent is the command SEND:
+-- its key is the stream, behind which the meta of that shard stands in KEYS, its arguments are bell, messages, batch.
 
 local EFFECT_KEYS = 8          -- keys of step itself, before those of effects
 local EFFECT_ARGUMENTS = 4000  -- fewer than a Lua call takes
@@ -128,7 +129,7 @@ local function effect_room(keys, place, count)
   return nil
 end
 
--- Checks what is sent to other queues. Arguments of a SEND: bell, count, batch. Returns as effect_all.
+-- Checks what is sent to other queues. Returns as effect_all.
 local function effect_check(keys, sends)
   local places, total, first = {}, {}, {}
   for _, send in ipairs(sends) do
