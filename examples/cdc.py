@@ -133,7 +133,7 @@ async def main(url: str) -> None:
                     tasks.start_soon(anyio.to_thread.run_sync, live, folder, stop)
                     try:
                         for processes, what in ((reader, "reader"), (appliers, "worker")):
-                            [(last,)] = rows(folder, "original.db", "SELECT ifnull(max(number), 0) FROM changes")
+                            [(last,)] = rows(folder, "copy.db", "SELECT ifnull(max(number), 0) FROM applied")
                             await until(partial(applied, last + 100), "the copy to follow")
                             processes.kill_one()
                             processes.start()

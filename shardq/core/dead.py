@@ -149,6 +149,7 @@ def kept_again(letter: DeadLetter) -> list[tuple[bytes, bytes]]:
             batch.base_ms + (batch.offsets_ms[index] if batch.offsets_ms else 0),
         )
         for index, key in enumerate(batch.keys)
+        if index not in (batch.holes or ())
     ]
 
 

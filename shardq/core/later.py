@@ -77,14 +77,15 @@ def _is_number(digits: bytes) -> bool:
 
 
 class Later:
-    """The index of one shard. `lane_busy(key)` says whether messages of a key are in their lane right now; `alone` is
-    the suspect that was handed out and has no outcome yet."""
+    """The index of one shard; `holding` while any key is held. `lane_busy(key)` says whether messages of a key are in
+    their lane right now; `alone` is the suspect that was handed out and has no outcome yet."""
 
     def __init__(self, *, by_key: bool, lane_busy: Callable[[str], bool] = lambda _: False) -> None:
         self.items: dict[int, Item] = {}
         self.known = 0
         self.next_item = 1
         self.alone: int | None = None
+        self.holding = False
         self._by_key = by_key
         self._lane_busy = lane_busy
         self._lines: dict[str, deque[int]] = {}
@@ -100,11 +101,6 @@ class Later:
 
     # -- what is held ----------------------------------------------------------------------------------------
 
-    @property
-    def holding(self) -> bool:
-        """Whether any key is held."""
-        return bool(self._lines or self._coming)
-
     def holds(self, lane: str | None) -> bool:
         return lane is not None and (lane in self._lines or lane in self._coming)
 
@@ -116,6 +112,7 @@ class Later:
         """A message of this key will be put with a coming step."""
         if self._by_key and lane is not None:
             self._coming[lane] += 1
+            self.holding = True
 
     # -- what the store says ---------------------------------------------------------------------------------
 
@@ -149,6 +146,10 @@ class Later:
                 if not self._coming[lane]:
                     del self._coming[lane]
             self._unshown = []
+            self._look()
+
+    def _look(self) -> None:
+        self.holding = bool(self._lines or self._coming)
 
     def _add(self, item: Item) -> None:
         self.items[item.id] = item
@@ -157,6 +158,7 @@ class Later:
             return
         line = self._lines.setdefault(item.lane, deque())
         line.append(item.id)
+        self.holding = True
         if len(line) == 1:
             self._wait(item, item.due_s)
 
@@ -252,6 +254,7 @@ class Later:
             self._wait(following, max(following.due_s, now_s))
         else:
             del self._lines[item.lane]
+            self._look()
 
     def _over(self, item_id: int) -> None:
         if self.alone == item_id:

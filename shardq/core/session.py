@@ -144,13 +144,17 @@ class Session:
 
     def finish(self, message: Message, now_s: float = 0.0) -> None:
         """The handler is through with the message."""
+        batch = message.batch
         self.acked += 1
         self.outstanding -= 1
-        item = message.batch.item
-        if item:
-            self._drop(item, now_s)
-        else:
-            self._leave(message)
+        if batch.item:
+            self._drop(batch.item, now_s)
+        else:  # `_leave`, written out: this runs for every message
+            batch.done[message.index] = 1
+            batch.changed = True
+            batch.remaining = left = batch.remaining - 1
+            if not left:
+                self._finished.append(batch)
         if self.owner.effects:
             for effect in self.owner.effects.pop(message.id, ()):
                 self._effects.append((message, effect))

@@ -58,7 +58,7 @@ class Background:
         most_bytes: int,
         on_end: Callable[[Background], None],
     ) -> None:
-        self.ended = False
+        self.over = False  # it takes nothing more: it was stopped, or has ended
         self._opened, self._losses, self._most_bytes, self._on_end = opened, losses, most_bytes, on_end
         self._pid = os.getpid()
         self._room = threading.Condition(threading.Lock())
@@ -85,11 +85,11 @@ class Background:
             raise ClosedError(msg) from error
 
     def post(self, answer: AnyAnswer, *, wait_for_room: bool = False) -> bool:
-        """False when the thread has ended, then nothing was done: start another one."""
+        """False when it takes nothing more, then nothing was done: start another one."""
         with self._room:
-            while wait_for_room and not self.ended and self._is_full():
+            while wait_for_room and not self.over and self._is_full():
                 self._room.wait()
-            if self.ended:
+            if self.over:
                 return False
             self._inbox.append(answer)
             self._open[answer] = None
@@ -101,9 +101,11 @@ class Background:
         return bool(self._open) and (len(self._open) >= MOST_OPEN or self._open_bytes > self._most_bytes)
 
     def stop(self) -> None:
-        """It ends when all that was posted before has ended."""
+        """It takes nothing more, and ends when all that was posted has ended."""
         with self._room:
-            if not self.ended:
+            if not self.over:
+                self.over = True
+                self._room.notify_all()
                 self._inbox.append(None)
                 self._wake()
 
@@ -152,13 +154,13 @@ class Background:
 
     def _end(self, error: BaseException | None) -> None:
         with self._room:
-            self.ended = True
+            self.over = True
             self._room.notify_all()
         for answer in self._open:
             if answer.running():
                 answer.fail(StoreTimeout(f"sending ended with this message under way: {error!r}"))
             elif not answer.done() and answer.set_running_or_notify_cancel():
-                answer.fail(error or ClosedError("this producer was closed: make another shardq.SyncProducer"))
+                answer.fail(error or ClosedError("sending ended before this message was begun"))
         self._on_end(self)
 
     async def _run(self) -> None:

@@ -220,7 +220,8 @@ class ShardOwner:
                 self._rung = caught_up = False
             now = anyio.current_time()
             if not held.draining and (heir_ready or self._release_due(now)):
-                held.draining, drain_from = True, now
+                held.drain()
+                drain_from = now
             if held.draining:
                 if held.running == 0 and not held.session.uncommitted:
                     if held.session.in_flight or held.session.later.out:

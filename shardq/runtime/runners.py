@@ -41,11 +41,16 @@ _log = logging.getLogger("shardq")
 
 
 class _Runner:
-    __slots__ = ("scope", "shard")
+    __slots__ = ("interrupted", "scope", "shard")
 
     def __init__(self) -> None:
         self.scope = anyio.CancelScope()
         self.shard: OwnedShard | None = None
+        self.interrupted = False
+
+    def interrupt(self) -> None:
+        self.interrupted = True
+        self.scope.cancel()
 
 
 class Runners:
@@ -87,7 +92,7 @@ class Runners:
         """Cancels what runs for the shard: its lease is not trusted any more, or lost."""
         for runner in self._runners:
             if runner.shard is shard:
-                runner.scope.cancel()
+                runner.interrupt()
 
     def wake(self, count: int) -> None:
         """Wakes as many idle runners as there is work for."""
@@ -107,6 +112,7 @@ class Runners:
     async def _keep_serving(self, runner: _Runner) -> None:
         while True:
             with anyio.CancelScope() as runner.scope:
+                runner.interrupted = False
                 await self._serve(runner)
 
     # -- outcomes --------------------------------------------------------------------------------------------
@@ -170,7 +176,7 @@ class MessageRunners(Runners):
     async def _serve(self, runner: _Runner) -> None:
         ready, handler = self.ready, self._handler
         yielded_s = monotonic()
-        while not runner.scope.cancel_called:  # a cancellation meant for the last message must not hit the next one
+        while not runner.interrupted:  # a cancellation meant for the last message must not hit the next one
             if not ready:
                 await self.rest()
                 yielded_s = monotonic()
@@ -193,7 +199,8 @@ class MessageRunners(Runners):
                     # Handlers that never wait must not starve renewals.
                     yielded_s = now_s
                     await anyio.lowlevel.checkpoint()
-                if message.headers is not None:
+                headers = message.headers
+                if headers is not None:
                     shard.tell_job(message, jobs.RUNNING)
                 result = await handler(message)
             except Exception as error:
@@ -205,12 +212,14 @@ class MessageRunners(Runners):
                     raise
                 self.failed(shard, [message], own_cancellation(error))
             else:
-                if message.headers is not None:
+                if headers is not None:
                     shard.tell_job(message, jobs.DONE, result=result)
                 shard.finish(message)
             finally:
                 runner.shard = None
-                shard.stopped()
+                shard.running -= 1
+                if shard.ending:
+                    shard.stopped()
 
 
 class BatchRunners(Runners):
@@ -288,7 +297,7 @@ class BatchRunners(Runners):
         return fitting
 
     async def _serve(self, runner: _Runner) -> None:
-        while not runner.scope.cancel_called:
+        while not runner.interrupted:
             if not self._ready_shards:
                 await self.rest()
                 continue
@@ -330,7 +339,9 @@ class BatchRunners(Runners):
                 self._next(shard)
             finally:
                 runner.shard = None
-                shard.stopped()
+                shard.running -= 1
+                if shard.ending:
+                    shard.stopped()
 
     def _next(self, shard: OwnedShard) -> None:
         """The shard's list is through: the next one, if there is one."""

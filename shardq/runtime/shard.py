@@ -33,6 +33,7 @@ class OwnedShard(Ownership):
     __slots__ = (
         "awake",
         "draining",
+        "ending",
         "keys",
         "lanes",
         "marked",
@@ -72,6 +73,7 @@ class OwnedShard(Ownership):
         self.marked: frozenset[tuple[str, int]] = frozenset()
         self.running = 0
         self.draining = False
+        self.ending = False
         self.suspended: list[Message] = []
         self.promote_at_monotonic_s = float("inf")
         self.promoted_at_monotonic_s = 0.0
@@ -137,16 +139,18 @@ class OwnedShard(Ownership):
         """The handler returned."""
         if self.lost:
             return
+        session = self.session
         if message.batch.item:
-            self.session.finish(message, monotonic())
+            session.finish(message, monotonic())
             self.wake()
             return
-        self.session.finish(message)
+        session.finish(message)
         if self.lanes is not None:
             self.lanes.done(message.key)
-            if self.session.later.holding:
+            if session.later.holding:
                 self._lane_left(message)
-        self._through()
+        if session.outstanding <= self.wake_at:
+            self.wake()
 
     def finish_list(self, batches: list[list[Message]]) -> None:
         """The handler of whole lists returned."""
@@ -212,15 +216,18 @@ class OwnedShard(Ownership):
         if self.session.outstanding <= self.wake_at:
             self.wake()
 
+    def drain(self) -> None:
+        """Nothing more of this shard is handled; what runs is waited for, and committed."""
+        self.draining = self.ending = True
+
     def stopped(self) -> None:
-        """A handler of this shard ended, one way or another."""
-        self.running -= 1
-        if self.running == 0 and (self.draining or self.lost):
+        """A handler ended while its shard is draining or lost: the loop waits for the last one."""
+        if self.running == 0:
             self.wake()
 
     def lose(self) -> None:
         """The lease is gone: nothing of this shard is handled or committed any more."""
-        self.lost = True
+        self.lost = self.ending = True
         if self.lanes is not None:
             self.lanes.clear()
         self.suspended = []

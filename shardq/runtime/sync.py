@@ -226,14 +226,14 @@ class SyncProducer:
     def _post(self, answer: AnyAnswer, *, wait_for_room: bool = False) -> None:
         _refuse_in_loop()
         while not self._running().post(answer, wait_for_room=wait_for_room):
-            pass  # that thread could not connect, or has just ended: another one
+            pass  # that one could not connect, or was stopped just now: another one, unless this was closed
 
     def _running(self) -> Background:
         with self._lock:
             if self._closed:
                 msg = "this producer is closed: make another shardq.SyncProducer"
                 raise ClosedError(msg)
-            if self._background is None or self._background.ended:
+            if self._background is None or self._background.over:
                 self._start()
             assert self._background is not None
             return self._background

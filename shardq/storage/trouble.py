@@ -81,7 +81,7 @@ def _from_response(error: ResponseError, node: str) -> Trouble:
         return Trouble("load", FunctionsMissing(f"{node} has no shardq functions: run `shardq install --url ...`"))
     if code in _PASSING:
         return Trouble("again", StoreUnavailable(f"{_PASSING[code]} on {node}: {code}"))
-    if code == "NOPERM" or "NOPERM" in text[:40] or "ACL failure" in text:
+    if code == "NOPERM" or "NOPERM" in text[:40] or "ACL failure" in text or "user executing the script" in text:
         return _no_permission(node)
     if code.startswith("SHARDQ_MISUSE") or "SHARDQ_MISUSE" in text:
         return Trouble("fail", StoreRefused(f"shardq called its functions wrongly, please report it: {text[:200]}"))

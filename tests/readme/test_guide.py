@@ -13,6 +13,7 @@ Nothing is left out: a block of another kind, a file that no command names and a
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import signal
@@ -23,8 +24,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import click
 import pytest
 
+import shardq
+from shardq.cli.app import cli
+from shardq.core.effects import Atomic
 from shardq.ops.local_cluster import LocalCluster, find_server
 
 ROOT = Path(__file__).parents[2]
@@ -188,3 +193,38 @@ def test_links_lead_somewhere(page: Path) -> None:
         if anchor:
             headings = re.findall(r"^#+ (.+)$", linked.read_text(), flags=re.MULTILINE)
             assert anchor in {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}, anchor
+
+
+CLASSES = {
+    "client": shardq.Client,
+    "job": shardq.Job,
+    "message": shardq.Message,
+    "notices": shardq.Notices,
+    "producer": shardq.Producer,
+    "queue": shardq.Queue,
+    "tx": Atomic,
+    "worker": shardq.Worker,
+}
+INLINE = [
+    pytest.param(code, id=f"{page.stem if page.parent == GUIDE else 'front'}-{number}")
+    for page in (*PAGES, ROOT / "README.md")
+    for number, code in enumerate(re.findall(r"`([^`]+)`", _BLOCK.sub("", page.read_text())))
+    if re.match(r"shardq \w", code) or re.search(rf"\b({'|'.join(CLASSES)})\.\w", code)
+]
+
+
+@pytest.mark.parametrize("code", INLINE)
+def test_what_the_text_names_exists(code: str) -> None:
+    for variable, name in re.findall(rf"\b({'|'.join(CLASSES)})\.(\w+)", code):
+        assert hasattr(CLASSES[variable], name) or f"self.{name}" in inspect.getsource(CLASSES[variable]), code
+    if not code.startswith("shardq "):
+        return
+    words = code.replace("\\", "").split()
+    command: click.Command = cli
+    for word in words[1:]:
+        if isinstance(command, click.Group) and word != "QUEUE":
+            found = [command.get_command(click.Context(command), each) for each in word.split("|")]
+            assert all(found), f"`{code}`: no such command"
+            command = found[0] or command
+    options = {option for each in command.params for option in each.opts}
+    assert {word for word in words if word.startswith("--")} <= options, code

@@ -52,6 +52,10 @@ def test_every_command_in_the_readme_is_run_here() -> None:
     assert commands() == COMMANDS
 
 
+def test_it_stays_short() -> None:
+    assert len(README.splitlines()) <= 200
+
+
 def test_the_first_screen_shows_what_it_should() -> None:
     first = README.splitlines()[:60]
     text = "\n".join(first)

@@ -794,7 +794,7 @@ producer = shardq.SyncProducer(url, queue, shards=1)
 refused = shardq.SyncProducer(url, queue, shards=2)
 producer.send("first")
 refused.send_soon("the queue has one shard")
-while refused._background is not None and not refused._background.ended:
+while not refused._background.over:
     pass
 os.kill(int(sys.argv[3]), signal.SIGSTOP)
 for number in range(20):
