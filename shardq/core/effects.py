@@ -66,20 +66,28 @@ class Destination(Protocol):
 
 
 class Atomic:
-    """Collects the effects of one message. Get it from `message.atomic()`."""
+    """Collects the effects of one message. Get it from `message.atomic()`; a plain function enters it with `with`."""
 
     def __init__(self, slot: int, now_ms: Callable[[], int], keep: Callable[[list[Effect]], None]) -> None:
         self._slot, self._now_ms, self._keep = slot, now_ms, keep
         self._effects: list[Effect] | None = None
 
     async def __aenter__(self) -> Atomic:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, trace)
+
+    def __enter__(self) -> Atomic:
         if self._effects is not None:
             msg = "this message.atomic() is in use already: call message.atomic() again for another block"
             raise UsageError(msg)
         self._effects = []
         return self
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         effects, self._effects = self._effects, None

@@ -109,7 +109,7 @@ class Message(msgspec.Struct, eq=False, gc=False):
     def atomic(self) -> Atomic:
         """Writes that happen exactly once, with this message's acknowledgement:
 
-            async with message.atomic() as tx:
+            async with message.atomic() as tx:  # in a plain function: with message.atomic() as tx:
                 tx.incrby(message.local_key("total"), 1)
 
         They are carried out once the handler has returned; of a handler that raises, or a worker that dies before that,

@@ -52,7 +52,7 @@ class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     overflow         what a send does beyond it: "block" waits, "reject" raises, "drop-oldest" makes room by dropping
                      the oldest messages, finished or not
     compression      "zlib", "zstd" or None: how producers compress what they send
-    jobs             every message is a tracked job
+    jobs             every message that `send` stores is a tracked job (those of send_many and tx.send are not)
     """
 
     retention_s: int | None = None

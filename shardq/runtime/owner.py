@@ -229,7 +229,8 @@ class ShardOwner:
                     return await self._hand_over(held, heir_ready)
                 self._hurry(held, now - drain_from)
             if not held.draining:
-                await self._keep_time(held, now)
+                if await self._keep_time(held, now):
+                    caught_up = False
                 self._ask_for_items(held, now)
             pause = self._until_due(held, now, stepped_at, caught_up)
             if pause > 0:
@@ -282,15 +283,16 @@ class ShardOwner:
         if session.later.due_in_s(now) <= 0 and session.items_wanted > 0:
             session.ask(session.later.take_due(now, session.items_wanted, lambda: self._runners.may_run_alone(held)))
 
-    async def _keep_time(self, held: OwnedShard, now: float) -> None:
-        """Moves delayed messages that are due into the stream; now and then forgets what has had its time."""
+    async def _keep_time(self, held: OwnedShard, now: float) -> bool:
+        """Moves delayed messages that are due into the stream, true when there were any; now and then forgets what has
+        had its time."""
+        moved = 0
         try:
             if now >= held.promote_at_monotonic_s:
                 moved, next_ms = await calls.promote(
                     self._pipes, self._keys, most=PROMOTE_AT_ONCE, timeout_s=self._settings.lease_s / 3
                 )
                 held.promoted(now, next_ms)
-                self._rung = self._rung or moved > 0
             if now >= held.tidy_at_monotonic_s:
                 more = await calls.tidy(self._pipes, self._keys, timeout_s=self._settings.lease_s / 3)
                 held.tidy_at_monotonic_s = now + (0.0 if more else TIDY_EVERY_S * random.uniform(0.8, 1.2))
@@ -301,6 +303,7 @@ class ShardOwner:
             _log.warning("shard %d of %s: can't look after what is due: %s", self.shard, self._queue, error)
             held.promote_at_monotonic_s = max(held.promote_at_monotonic_s, now + PAUSE_AFTER_ERROR_S)
             held.tidy_at_monotonic_s = now + TIDY_EVERY_S
+        return moved > 0
 
     async def _step(
         self, held: OwnedShard, limit: int, *, renew: bool, last: bool = False

@@ -264,7 +264,7 @@ class Queue:
         more, unless its handler runs right now, and its bytes leave Redis, those of its retries and dead letters too.
         The others of its batch stay as they are.
 
-        Returns true when the bytes are gone; false when some group has not finished the others of its batch: then they
+        Returns true when the bytes are gone; false when some group has not finished its batch: then they
         go as soon as all have. Raises UsageError when it is not stored (any more), StoreTimeout when a worker did not
         confirm in `timeout` seconds.
         """

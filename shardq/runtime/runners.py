@@ -143,7 +143,7 @@ class Runners:
                 self._settings.retry.attempts,
                 wait_s,
                 what,
-                exc_info=error,
+                exc_info=None if isinstance(error, RetryLater) else error,
             )
             shard.tell_job(message, jobs.RETRYING, error=what)
             shard.put_off(message, wait_s, what)

@@ -11,7 +11,7 @@ from functools import cache
 from importlib.resources import files
 
 LIBRARY = "shardq_1"
-BUILD = 1
+BUILD = 2
 
 _PARTS = (
     "common",

@@ -152,7 +152,7 @@ class Store:
             item = put.item
             if not item:
                 item, self.next_item = self.next_item, self.next_item + 1
-            assert item not in self.kept or put.item
+            assert (item in self.kept) == bool(put.item), "what is put back is not there"
             self.put(item, Index(self.now_ms + put.wait_ms, put.gets, put.tag), put.record)
         for item in step.drops:
             del self.later[item], self.kept[item], self.kept_id[item]

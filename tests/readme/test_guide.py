@@ -37,7 +37,7 @@ GUIDE = ROOT / "docs" / "guide"
 PAGES = sorted(GUIDE.glob("*.md"))
 BIN = Path(sys.executable).parent
 PORT = 7000
-DEADLINE_S = 20
+DEADLINE_S = 40
 
 UNTIL_STOPPED = ("shardq work ", "shardq tail ", "shardq archive ", "shardq coordinator ")
 ENDS_BY_ITSELF = ("shardq archive cat ",)

@@ -93,6 +93,25 @@ async def test_a_handler_that_fails_leaves_no_effect_and_one_that_works_at_last_
         assert await read(queue, "GET", "tries", "k") == b"1"
 
 
+async def test_a_plain_function_has_effects_too(cluster: LocalCluster, queue_name: str) -> None:
+    worker = shardq.Worker(queue_name, group=GROUP, retry=shardq.Retry(attempts=2, base=0.05))
+
+    @worker.handler
+    def handle(message: shardq.Message) -> None:
+        with message.atomic() as tx:
+            tx.incrby(message.local_key("total"), message.value)
+        if message.attempt == 1:
+            raise ValueError("no")
+
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=1)
+        async with queue.producer() as producer:
+            await producer.send_many((f"k{number}", number) for number in range(100))
+        async with running(client, worker):
+            await until(lambda: drained(queue), 20, "an empty backlog")
+        assert int(await read(queue, "GET", "total", "k")) == sum(range(100))
+
+
 async def test_a_batch_handler_has_effects_too(cluster: LocalCluster, queue_name: str) -> None:
     worker = shardq.Worker(queue_name, group=GROUP)
 

@@ -52,6 +52,26 @@ async def test_a_plain_function_runs_in_threads_one_message_a_key(cluster: Local
         await check_equation(queue)
 
 
+async def test_a_plain_function_that_takes_too_long_has_failed(cluster: LocalCluster, queue_name: str) -> None:
+    tries: list[int] = []
+    worker = shardq.Worker(queue_name, group=GROUP, timeout=0.1, retry=shardq.Retry(attempts=2, base=0.05))
+
+    @worker.handler
+    def handle(message: shardq.Message) -> None:
+        tries.append(message.attempt)
+        time.sleep(0.3)
+
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=1)
+        async with queue.producer() as producer:
+            await producer.send("x")
+        async with running(client, worker):
+            await until(lambda: drained(queue), 20, "an empty backlog")
+        assert tries == [1, 2]
+        (letter,) = [letter async for letter in queue.dead_letters(GROUP)]
+        assert "timeout of 0.1 s" in letter.error
+
+
 async def test_a_plain_batch_function_and_one_that_comes_as_a_partial(cluster: LocalCluster, queue_name: str) -> None:
     seen: list[int] = []
 
