@@ -19,7 +19,7 @@ from redis.asyncio import RedisCluster
 import shardq
 from examples.common import GROUP, LEASE_S, check, finished, plain_redis, run, unfinished, unique, until, workers
 
-CLICKS = 5000
+CLICKS = 3000
 PAGES = [f"/page/{number}" for number in range(40)]
 
 worker = shardq.Worker(os.environ.get("QUEUE", "unset"), group=GROUP, lease=LEASE_S)

@@ -18,6 +18,7 @@ import os
 import smtplib
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from email import message_from_bytes
 from email.message import EmailMessage
 
@@ -67,7 +68,12 @@ class MailServer:
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._calls += 1
-        call, answer = self._calls, "220 mail.example.org"
+        with suppress(ConnectionError, asyncio.IncompleteReadError):  # the caller died
+            await self._talk(self._calls, reader, writer)
+        writer.close()
+
+    async def _talk(self, call: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answer = "220 mail.example.org"
         while call % 6 and answer:
             writer.write(f"{answer}\r\n".encode())
             await writer.drain()
@@ -77,7 +83,6 @@ class MailServer:
                 self._take(await reader.readuntil(b"\r\n.\r\n"))
                 await asyncio.sleep(0.03)
                 answer = "250 accepted" if call % 9 else ""
-        writer.close()
 
     def _answer(self, line: str) -> str:
         match line.upper().split(":")[0].split():

@@ -16,13 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import anyio.to_thread
 from PIL import Image, ImageOps
 
 import shardq
 from examples.common import GROUP, LEASE_S, check, finished, run, unique, until, workers
 
-ALBUMS, PHOTOS = 4, 15
+ALBUMS, PHOTOS = 4, 12
 SMALL = (120, 80)
 photos = Path(os.environ.get("FOLDER", "."), "photos")
 smalls = Path(os.environ.get("FOLDER", "."), "small")
@@ -46,9 +45,9 @@ async def find_the_next_queue(client: shardq.Client) -> None:
 
 
 @resizer.handler
-async def resize(message: shardq.Message) -> None:
-    await anyio.to_thread.run_sync(make_small, message.value)
-    async with message.atomic() as tx:
+def resize(message: shardq.Message) -> None:  # a plain function: it runs in a thread, and Pillow keeps nobody waiting
+    make_small(message.value)
+    with message.atomic() as tx:
         tx.send(sheets[0], message.value, key=message.key)
 
 
@@ -85,7 +84,7 @@ def make_photos(photos: Path, smalls: Path) -> dict[str, str]:
     smalls.mkdir()
     made = {f"album{album}-{number}.jpg": f"album{album}" for album in range(ALBUMS) for number in range(PHOTOS)}
     for count, (name, _) in enumerate(made.items()):
-        grey = Image.linear_gradient("L").rotate(count * 6).resize((900, 600))
+        grey = Image.linear_gradient("L").rotate(count * 6).resize((600, 400))
         ImageOps.colorize(grey, "black", f"hsl({count * 360 // len(made)}, 80%, 60%)").save(photos / name)
     return made
 
@@ -131,12 +130,12 @@ async def main(url: str) -> None:
                 async def late_was_tried() -> bool:
                     return (await late_job.state()).status == "retrying"
 
-                await until(third, "a third of the photos")
-                resizers.kill_one()
-                print(f"killed a worker after {len(done(smalls))} of {len(album_of)} photos")
                 await until(late_was_tried, "the photo whose upload is under way to be tried")
                 print(f"uploaded the rest of {late.name}: {(await late_job.state()).error}")
                 late.write_bytes(whole)
+                await until(third, "a third of the photos")
+                resizers.kill_one()
+                print(f"killed a worker after {len(done(smalls))} of {len(album_of)} photos")
                 await until(lambda: finished(queue), "the photos")
                 await until(lambda: finished(next_queue), "the contact sheets")
             dead = [letter.value async for letter in queue.dead_letters(GROUP)]

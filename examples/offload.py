@@ -95,6 +95,13 @@ class Customers:
     def __init__(self, port: int) -> None:
         self._reports = f"http://127.0.0.1:{port}/reports"
         self.refusals = 0
+        self._left = False
+
+    def __enter__(self) -> Customers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._left = True  # a thread that goes on asking would keep a failed example from ending
 
     def ask(self, path: str = "", data: Any = None) -> tuple[int, Any]:
         body = json.dumps(data).encode() if data is not None else None
@@ -108,18 +115,19 @@ class Customers:
 
     def order(self, number: int) -> str:
         """Asks again until the report is accepted; returns its job's id."""
-        while True:
+        while not self._left:
             status, answer = self.ask(data={"customer": f"customer-{number}", "amounts": [number] * 3})
             if status == 202:
                 return str(answer["id"])
             self.refusals += status == 503
             time.sleep(0.05)
+        raise TimeoutError
 
     def status(self, job: str) -> str:
         return str(self.ask(f"/{job}")[1]["status"])
 
     def result(self, job: str) -> Any:
-        while self.status(job) != "done":
+        while not self._left and self.status(job) != "done":
             time.sleep(0.05)
         return self.ask(f"/{job}")[1]["result"]
 
@@ -137,11 +145,8 @@ async def main(url: str) -> None:
     async with shardq.connect(url) as client:
         queue = await client.queue(name, shards=4, max_backlog=MOST_WAITING, overflow="reject")
         await queue.open_group(GROUP)
-    customers = Customers(port)
-    with (
-        ThreadPoolExecutor(16) as threads,
-        programs(url, "examples.offload", PART="web", QUEUE=name, PORT=str(port)) as web,
-    ):
+    service = programs(url, "examples.offload", PART="web", QUEUE=name, PORT=str(port))
+    with ThreadPoolExecutor(16) as threads, service as web, Customers(port) as customers:
         await until(customers.are_served, "the service")
         orders = [threads.submit(customers.order, number) for number in range(REPORTS)]
 
@@ -155,7 +160,7 @@ async def main(url: str) -> None:
         web.kill_one()  # full as it is, it can have accepted nothing that it did not answer any more
         web.start()
         await until(customers.are_served, "another service")
-        print(f"killed the service; the next one says: {dict(Counter(threads.map(customers.status, jobs)))}")
+        print(f"killed the service; the next one says: {dict(Counter(map(customers.status, jobs)))}")
         with workers(url, "examples.offload:worker", 2, QUEUE=name) as running:
             await until(partial(accepted, REPORTS // 2), "half of the reports to be accepted")
             running.kill_one()

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import click
+import msgspec
 
 from shardq.cli.options import json_option, url_option
-from shardq.cli.output import age, print_json, print_table
+from shardq.cli.output import age, cut, print_fields, print_json, print_table, quiet_when_unread
+from shardq.cli.records import Age, escaped, key_text, parse_key, time_text, value_text
 from shardq.core.dead import DeadLetter
+from shardq.core.jsonlines import readable_value
 from shardq.ops.processes import run_async
 from shardq.runtime.client import connect
 from shardq.runtime.dead import DeadLetters
@@ -21,33 +21,19 @@ from shardq.runtime.dead import DeadLetters
 Command = TypeVar("Command", bound=Callable[..., Any])
 T = TypeVar("T")
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-class Age(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.2
-    """Seconds, or a number with s, m, h or d behind it."""
-
-    name = "age"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        text = str(value)
-        number, unit = (text[:-1], _UNITS[text[-1]]) if text[-1:] in _UNITS else (text, 1)
-        try:
-            return float(number) * unit
-        except ValueError:
-            self.fail(f"{text!r} is no age: write 90, 90s, 15m, 2h or 7d", param, ctx)
+KEY_ROOM = 24
 
 
 def _group_option(command: Command) -> Command:
-    return click.option("--group", required=True, help="Whose dead letters.")(command)
+    return click.option("--group", required=True, metavar="GROUP", help="Whose dead letters.")(command)
 
 
 def _filters(command: Command) -> Command:
     for option in (
-        click.option("--newer-than", type=Age(), help="Failed less long ago, like 15m or 2h."),
-        click.option("--older-than", type=Age(), help="Failed longer ago, like 15m or 2h."),
-        click.option("--error", default="", help="With this text in its error."),
-        click.option("--key", help="Of this key."),
+        click.option("--newer-than", type=Age(), metavar="AGE", help="Failed less long ago, like 15m or 2h."),
+        click.option("--older-than", type=Age(), metavar="AGE", help="Failed longer ago, like 15m or 7d."),
+        click.option("--error", default="", metavar="TEXT", help="With this text in its error, in capitals or not."),
+        click.option("--key", callback=parse_key, metavar="KEY", help="Of this key."),
     ):
         command = option(command)
     return command
@@ -74,32 +60,34 @@ def dead() -> None:
 @url_option
 @json_option
 def list_letters(queue: str, group: str, limit: int, url: str, as_json: bool, **filters: Any) -> None:
-    """List dead letters, oldest first in each shard."""
+    """List dead letters, oldest first in each shard. FAILED is how long ago."""
 
     async def read(letters: DeadLetters) -> list[DeadLetter]:
         found = []
         async for letter in letters.find(**filters):
             found.append(letter)
-            if len(found) == limit:
+            if len(found) > limit:  # one more than is shown tells whether there are more
                 break
         return found
 
     found = _with(url, queue, group, read)
-    if as_json:
-        print_json(map(_as_json, found))
-        return
-    now_ms = time.time_ns() // 1_000_000
-    rows = [
-        [
-            letter.id,
-            age(max(0, now_ms - letter.failed_at_ms) / 1000),
-            str(letter.attempts),
-            _short(letter.key, 24),
-            _short(letter.error, 60),
-        ]
-        for letter in found
-    ]
-    print_table(["ID", "FAILED", "TRIES", "KEY", "ERROR"], rows, left=["ID", "KEY", "ERROR"])
+    with quiet_when_unread():
+        if as_json:
+            print_json(map(_as_json, found[:limit]))
+            return
+        headers = ["ID", "FAILED", "TRIES", "KEY", "ERROR"]
+        print_table(headers, list(map(_row, found[:limit])), left=["ID", "KEY", "ERROR"], shorten="ERROR")
+    if len(found) > limit:
+        click.echo(f"There are more than these {limit}: filters choose among them, -n shows more.", err=True)
+
+
+def _row(letter: DeadLetter) -> list[str]:
+    error = escaped(" ".join(letter.error.split()))
+    return [letter.id, _ago(letter.failed_at_ms), str(letter.attempts), cut(key_text(letter.key), KEY_ROOM), error]
+
+
+def _ago(unix_ms: int) -> str:
+    return age(max(0, time.time_ns() // 1_000_000 - unix_ms) / 1000)
 
 
 @dead.command(epilog="Example: shardq dead show orders 3/1795231414661-0 --group billing")
@@ -111,15 +99,30 @@ def list_letters(queue: str, group: str, limit: int, url: str, as_json: bool, **
 def show(queue: str, dead_id: str, group: str, url: str, as_json: bool) -> None:
     """Show one dead letter whole, traceback included."""
     letter = _with(url, queue, group, lambda letters: letters.get(dead_id))
-    if as_json:
-        print_json([_as_json(letter)])
-        return
-    shown = _as_json(letter)
-    trace = shown.pop("traceback")
-    for name, value in shown.items():
-        click.echo(f"{name + ':':<15}{value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
-    if trace:
-        click.echo(f"\n{trace}".rstrip())
+    with quiet_when_unread():
+        if as_json:
+            print_json([_as_json(letter)])
+            return
+        print_fields(_fields(letter))
+        if letter.traceback:
+            click.echo("\n" + "\n".join(map(escaped, letter.traceback.rstrip().split("\n"))))
+
+
+def _fields(letter: DeadLetter) -> dict[str, str | None]:
+    failed = f"{time_text(letter.failed_at_ms)} ({_ago(letter.failed_at_ms)} ago)"
+    known: dict[str, str | None] = {"id": letter.id}
+    if letter.message_id:
+        known |= {
+            "message": letter.message_id,
+            "key": key_text(letter.key),
+            "value": value_text(letter.value),
+            "headers": value_text(letter.headers) if letter.headers else None,
+            "attempts": str(letter.attempts),
+            "sent": time_text(letter.sent_at_ms) if letter.sent_at_ms else None,  # 0: another client's
+        }
+    else:
+        known |= {"messages": str(letter.messages), "bytes": value_text(letter.raw) if letter.raw else None}
+    return {**known, "failed": failed, "error": escaped(letter.error)}
 
 
 @dead.command(epilog="Example: shardq dead replay orders --group billing --error Timeout")
@@ -134,9 +137,9 @@ def replay(
     queue: str, ids: tuple[str, ...], group: str, everything: bool, url: str, as_json: bool, **filters: Any
 ) -> None:
     """Hand dead letters back to their group: those of the IDs, or all that fit the filters. Safe to repeat."""
-    _say(
-        _with(url, queue, group, lambda letters: letters.replay(*_chosen(ids, everything, filters), **filters)), as_json
-    )
+    chosen = _chosen(ids, everything, filters)
+    count = _with(url, queue, group, lambda letters: letters.replay(chosen, **filters))
+    _say(count, chosen, as_json, "replayed")
 
 
 @dead.command(epilog="Example: shardq dead purge orders --group billing --older-than 7d --yes")
@@ -161,63 +164,42 @@ def purge(
     """Forget dead letters for good: those of the IDs, or all that fit the filters."""
     chosen = _chosen(ids, everything, filters)
     if not yes:
-        click.confirm(f"Forget these dead letters of {queue}/{group} for good?", abort=True, err=True)
-    _say(_with(url, queue, group, lambda letters: letters.purge(*chosen, **filters)), as_json, "purged")
+        _confirm(url, queue, group, chosen, filters)
+    count = _with(url, queue, group, lambda letters: letters.purge(chosen, **filters))
+    _say(count, chosen, as_json, "purged")
 
 
-def _chosen(ids: tuple[str, ...], everything: bool, filters: dict[str, Any]) -> tuple[tuple[str, ...] | None]:
-    """Nothing is replayed or purged because a filter was forgotten."""
-    filtered = any(value not in (None, "") for value in filters.values())
+def _chosen(ids: tuple[str, ...], everything: bool, filters: dict[str, Any]) -> list[str] | None:
+    """The IDs, None where filters or --all choose. Nothing is replayed or purged because a filter was forgotten."""
+    filtered = any(value is not None for name, value in filters.items() if name != "error") or filters["error"] != ""
     if sum((bool(ids), filtered, everything)) != 1:
         raise click.UsageError("say which: IDs, or filters (--key, --error, --older-than, --newer-than), or --all")
-    return (ids or None,)
+    return list(dict.fromkeys(ids)) or None
 
 
-def _say(count: int, as_json: bool, done: str = "replayed") -> None:
+def _confirm(url: str, queue: str, group: str, chosen: list[str] | None, filters: dict[str, Any]) -> None:
+    async def count(letters: DeadLetters) -> int:
+        fitting = 0
+        async for _ in letters.find(**filters):
+            fitting += 1
+        return fitting
+
+    there = len(chosen) if chosen is not None else _with(url, queue, group, count)
+    if there > 0:
+        click.confirm(f"Forget {there} dead letters of {queue}/{group} for good?", abort=True, err=True)
+
+
+def _say(count: int, chosen: list[str] | None, as_json: bool, done: str) -> None:
     if as_json:
         print_json([{done: count}])
-    else:
-        click.echo(f"{count} dead letters {done}")
+        return
+    click.echo(f"{count} dead letters {done}")
+    if chosen is not None and count < len(chosen):
+        missing = len(chosen) - count
+        click.echo(f"{missing} of the IDs are not there: replayed or purged before, or never there.", err=True)
 
 
 def _as_json(letter: DeadLetter) -> dict[str, Any]:
-    return {
-        "id": letter.id,
-        "message": letter.message_id,
-        "key": _plain(letter.key),
-        "value": _plain(letter.value),
-        "headers": _plain(letter.headers),
-        "messages": letter.messages,
-        "attempts": letter.attempts,
-        "sent_at": _iso(letter.sent_at_ms),
-        "failed_at": _iso(letter.failed_at_ms),
-        "error": letter.error,
-        "raw": base64.b64encode(letter.raw).decode(),
-        "traceback": letter.traceback,
-    }
-
-
-def _iso(unix_ms: int) -> str:
-    try:
-        return datetime.fromtimestamp(unix_ms / 1000, UTC).isoformat(timespec="milliseconds")
-    except (ValueError, OverflowError, OSError):
-        return str(unix_ms)
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can carry: bytes as text where they are UTF-8, else as base64 behind "base64:"."""
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            return "base64:" + base64.b64encode(value).decode()
-    if isinstance(value, dict):
-        return {str(_plain(name)): _plain(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else repr(value)
-
-
-def _short(value: Any, most: int) -> str:
-    text = "-" if value is None else " ".join(str(_plain(value)).split())
-    return text if len(text) <= most else text[: most - 1] + "…"
+    """Every field under its name; `raw` is null where the entry could be read."""
+    shown = {name: readable_value(value) for name, value in msgspec.structs.asdict(letter).items()}
+    return {**shown, "raw": shown["raw"] or None}

@@ -40,11 +40,17 @@ def delete(queue: str, message_id: str, yes: bool, url: str, as_json: bool) -> N
 
 @click.command(epilog="Example: shardq trim orders --before 2026-01-31T00:00+00:00")
 @click.argument("queue")
-@click.option("--before", type=PositionType(), required=True, help="What is stored before it goes; latest: all.")
+@click.option(
+    "--before", type=PositionType(), required=True, metavar="WHEN", help="What was stored before it goes; latest: all."
+)
 @url_option
 @json_option
 def trim(queue: str, before: Position, url: str, as_json: bool) -> None:
-    """Give up what is kept of messages that every group has finished."""
+    """Give up what is kept of messages that every group has finished. What some group has not finished stays.
+
+    WHEN is latest, an ISO time with its zone, Unix seconds, or a message id. Messages go by the entry, in which up to
+    1000 were stored together.
+    """
 
     async def main() -> int:
         async with connect(url) as client:

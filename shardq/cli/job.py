@@ -7,17 +7,18 @@ from typing import Any
 import click
 import msgspec
 
-from shardq.cli.dead import _iso, _plain
 from shardq.cli.options import json_option, url_option
-from shardq.cli.output import print_json
+from shardq.cli.output import print_fields, print_json
+from shardq.cli.records import Age, escaped, time_text, value_text
 from shardq.core.jobs import JobState, job_place
+from shardq.core.jsonlines import readable_value
 from shardq.ops.processes import run_async
 from shardq.runtime.client import connect
 
 
 @click.command(epilog="Example: shardq job orders/3/9f86d081884c7d65")
 @click.argument("job_id", metavar="ID")
-@click.option("--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait so long for its end.")
+@click.option("--wait", type=Age(), metavar="SECONDS", help="Wait so long for its end; like 90, 15m or 2h.")
 @url_option
 @json_option
 def job(job_id: str, wait: float | None, url: str, as_json: bool) -> None:
@@ -30,11 +31,25 @@ def job(job_id: str, wait: float | None, url: str, as_json: bool) -> None:
             return await tracked.ended(wait) if wait is not None else await tracked.state()
 
     state = run_async(main)
-    shown: dict[str, Any] = {name: _plain(value) for name, value in msgspec.structs.asdict(state).items()}
-    for name in ("submitted", "updated"):
-        shown[name] = _iso(shown.pop(f"{name}_ms"))
     if as_json:
-        print_json([shown])
-        return
-    for name, value in shown.items():
-        click.echo(f"{name + ':':<11}{value}")
+        print_json([{name: readable_value(value) for name, value in msgspec.structs.asdict(state).items()}])
+    else:
+        print_fields(_fields(state))
+
+
+def _fields(state: JobState) -> dict[str, str | None]:
+    return {
+        "id": state.id,
+        "status": state.status,
+        "queue": state.queue or None,
+        "group": state.group or None,
+        "attempts": str(state.attempts),
+        "submitted": time_text(state.submitted_ms),
+        "updated": time_text(state.updated_ms),
+        "result": None if state.result is None else _result(state.result),
+        "error": escaped(state.error) or None,
+    }
+
+
+def _result(value: Any) -> str:
+    return value_text(value) if isinstance(value, (str, bytes)) else escaped(str(readable_value(value)))

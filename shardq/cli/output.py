@@ -1,17 +1,22 @@
-"""How commands print: tables for people (rich on a terminal, plain columns elsewhere), one JSON object a line for
-programs. Knows no queue.
+"""How commands print: tables for people (rich on a terminal, plain columns elsewhere) or a thing's fields, one JSON
+object a line for programs. Knows no queue.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from unicodedata import east_asian_width
 
 import click
+
+LINE_WIDTH = 160  # where the output is no terminal
+CUT_LEAST = 24
 
 
 def print_json(objects: Iterable[Mapping[str, Any]]) -> None:
@@ -20,16 +25,73 @@ def print_json(objects: Iterable[Mapping[str, Any]]) -> None:
         click.echo(json.dumps(each, ensure_ascii=False))
 
 
-def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, left: Iterable[str] = ()) -> None:
-    """Columns named in `left` are left-aligned (text), the others right-aligned (numbers)."""
+def print_fields(fields: Mapping[str, str | None]) -> None:
+    """A line for each, `name: text`, the texts below each other; what is None is left out."""
+    shown = {name: text for name, text in fields.items() if text is not None}
+    width = max(map(len, shown)) + 1
+    for name, text in shown.items():
+        click.echo(f"{name + ':':<{width}} {text}".rstrip())
+
+
+def print_table(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], *, left: Iterable[str] = (), shorten: str = ""
+) -> None:
+    """Columns named in `left` are left-aligned (text), the others right-aligned (numbers). The column `shorten` is cut
+    to what the others leave of the line."""
     lefts = [header in set(left) for header in headers]
-    widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
+    if shorten:
+        rows = _shortened(headers, rows, headers.index(shorten))
+    widths = _widths(headers, rows)
     if sys.stdout.isatty():
         _print_rich(headers, rows, lefts, sum(widths) + 2 * len(widths))
         return
     for row in (headers, *rows):
         cells = zip(row, widths, lefts, strict=True)
-        click.echo("  ".join(cell.ljust(width) if left else cell.rjust(width) for cell, width, left in cells).rstrip())
+        click.echo("  ".join(padded(cell, width, left=left) for cell, width, left in cells).rstrip())
+
+
+def _shortened(headers: Sequence[str], rows: Sequence[Sequence[str]], at: int) -> list[list[str]]:
+    widths = _widths(headers, rows)
+    room = max(CUT_LEAST, line_width() - 2 * len(widths) - sum(widths) + widths[at])
+    return [[*row[:at], cut(row[at], room), *row[at + 1 :]] for row in rows]
+
+
+def _widths(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(text_width, column)) for column in zip(headers, *rows, strict=True)]
+
+
+def text_width(text: str) -> int:
+    """The columns it takes on a terminal."""
+    return len(text) if text.isascii() else sum(map(_char_width, text))
+
+
+def _char_width(char: str) -> int:
+    return 2 if east_asian_width(char) in "WF" else 1
+
+
+def padded(text: str, width: int, *, left: bool = True) -> str:
+    """With blanks up to `width` columns, behind it or before it."""
+    blanks = " " * (width - text_width(text))
+    return text + blanks if left else blanks + text
+
+
+def cut(text: str, room: int) -> str:
+    """With `...` for what takes more than `room` columns."""
+    if len(text) <= room and text.isascii():
+        return text
+    taken, end = 0, 0
+    for at, char in enumerate(text, start=1):
+        taken += _char_width(char)
+        if taken <= room - 3:
+            end = at
+        elif taken > room:
+            return f"{text[:end]}..."
+    return text
+
+
+def line_width() -> int:
+    """The columns that a line may take where it need not be whole."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else LINE_WIDTH
 
 
 def _print_rich(headers: Sequence[str], rows: Sequence[Sequence[str]], lefts: Sequence[bool], width: int) -> None:

@@ -176,6 +176,8 @@ def show(name: str, url: str, as_json: bool) -> None:
                 "appended": shard.appended,
                 "bytes": shard.bytes,
                 "entries": shard.entries,
+                "delayed": shard.delayed,
+                "dropped": shard.dropped,
                 "groups": sorted(shard.groups),
                 "settings": settings.shown(),
             }
@@ -196,10 +198,17 @@ def show(name: str, url: str, as_json: bool) -> None:
         for shard in view.shards.values()
     ]
     click.echo(f"{name}: {_in_words(settings)}")
+    if unusual := _unusual(view):
+        click.echo(f"{name}: {unusual}")
     headers = ["SHARD", "HASHES", "SLOT", "NODE", "STATE", "APPENDED", "BYTES", "ENTRIES"]
     print_table(headers, rows, left=["HASHES", "NODE", "STATE"])
     for number, why in view.unreadable.items():
         click.echo(f"shard {number} can't be read: {why}", err=True)
+
+
+def _unusual(view: QueueView) -> str:
+    counts = {"messages delayed": view.delayed, "messages dropped because it was full": view.dropped}
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
 
 @queue.command(epilog="Example: shardq queue delete orders --yes")

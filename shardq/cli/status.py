@@ -93,11 +93,21 @@ def _print_shards(look: _Look, as_json: bool) -> None:
         return
     headers = ["SHARD", "SLOT", "NODE", "BACKLOG", "PENDING", "OLDEST", "RATE", "OWNER", "LEASE"]
     for group in _groups(look.view):
-        total = look.view.total(group)
-        said = f"{total.backlog} messages to do, {total.dead} dead" if total else f"{look.view.appended} messages"
+        said = _in_words(look.view, group)
         click.echo(f"{look.view.queue} / {group}: {said}" if group else f"{look.view.queue}, no group yet: {said}")
         rows = [_shard_row(look, shard, group) for shard in _shards(look)]
         print_table(headers, rows, left=["NODE", "OWNER", "LEASE"])
+
+
+def _in_words(view: QueueView, group: str) -> str:
+    """What is unusual is named only where there is some."""
+    total = view.total(group)
+    delayed = f", {view.delayed} delayed" if view.delayed else ""
+    if total is None:
+        return f"{view.appended} messages{delayed}"
+    waiting = f" ({total.waiting} of them waiting)" if total.waiting else ""
+    letters = f" ({total.dead_letters} dead letters kept)" if total.dead_letters else ""
+    return f"{total.backlog} messages to do{waiting}, {total.dead} dead{letters}{delayed}"
 
 
 def _shards(look: _Look) -> Iterator[ShardView]:
@@ -125,7 +135,8 @@ def _number(rate: float | None) -> str:
 def _shard_object(look: _Look, shard: ShardView, group: str) -> dict[str, Any]:
     view = shard.groups.get(group)
     where = {"queue": look.view.queue, "shard": shard.shard, "slot": shard.slot, "node": shard.node}
-    base = {**where, "state": shard.state, "appended": shard.appended, "rate": look.rate(shard, group)}
+    held = {"state": shard.state, "appended": shard.appended, "delayed": shard.delayed}
+    base = {**where, **held, "rate": look.rate(shard, group)}
     return base if view is None else {**base, "group": group, **_group_object(view), "owner": view.owner}
 
 
@@ -137,7 +148,9 @@ def _group_object(view: GroupView) -> dict[str, Any]:
         "delivered": view.delivered,
         "acked": view.acked,
         "retried": view.retried,
+        "waiting": view.waiting,
         "dead": view.dead,
+        "dead_letters": view.dead_letters,
         "oldest_s": view.oldest_age_s,
         "lease": _lease(view),
         "epoch": view.epoch,
@@ -179,7 +192,8 @@ def _summary_row(look: _Look, group: str) -> list[str]:
 def _summary_object(look: _Look, group: str) -> dict[str, Any]:
     view, total = look.view, look.view.total(group)
     shards = len(view.shards) + len(view.unreadable)
-    base = {"queue": view.queue, "shards": shards, "appended": view.appended, "rate": _total_rate(look, group)}
+    held = {"queue": view.queue, "shards": shards, "appended": view.appended, "delayed": view.delayed}
+    base = {**held, "rate": _total_rate(look, group)}
     if total is None:
         return base
     state = view.groups.get(group)

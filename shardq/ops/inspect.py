@@ -96,6 +96,15 @@ class QueueView:
     def appended(self) -> int:
         return sum(shard.appended for shard in self.shards.values())
 
+    @property
+    def delayed(self) -> int:
+        """Messages that are not due yet; they count as appended once they are."""
+        return sum(shard.delayed for shard in self.shards.values())
+
+    @property
+    def dropped(self) -> int:
+        return sum(shard.dropped for shard in self.shards.values())
+
     def total(self, group: str) -> GroupView | None:
         """The group over all shards (sums, and the oldest ages); None when no shard has it."""
         parts = [shard.groups[group] for shard in self.shards.values() if group in shard.groups]

@@ -261,15 +261,13 @@ class BatchRunners(Runners):
         message that makes them fail is alone; new messages and retries are never in one list."""
         waiting, count, most = self._waiting[shard], 0, BATCH_MESSAGES
         taken: list[list[Message]] = []
-        while waiting and (not taken or count + len(waiting[0]) <= most):
+        while waiting:
             first = waiting[0][0]
-            if taken and bool(first.batch.item) != bool(taken[0][0].batch.item):
+            most = min(most, _list_limit(shard, first))  # before it is taken: the list may be too long for it already
+            if taken and (count + len(waiting[0]) > most or bool(first.batch.item) != bool(taken[0][0].batch.item)):
                 break
             batch = waiting.popleft()
-            if first.batch.item:
-                suspect = shard.session.later.alone == first.batch.item
-                most = min(most, 1 if suspect else max(1, BATCH_MESSAGES >> 3 * (first.attempt - 1)))
-            elif shard.session.later.holding:
+            if not first.batch.item and shard.session.later.holding:
                 batch = shard.session.divert(batch)
             if shard.marked:
                 shard.finish_list([[message] for message in batch if shard.is_deleted(message)])
@@ -350,3 +348,11 @@ class BatchRunners(Runners):
             self.wake(1)
         else:
             self._waiting.pop(shard, None)
+
+
+def _list_limit(shard: OwnedShard, message: Message) -> int:
+    """How many messages may be in a list with this one."""
+    if not message.batch.item:
+        return BATCH_MESSAGES
+    suspect = shard.session.later.alone == message.batch.item
+    return 1 if suspect else max(1, BATCH_MESSAGES >> 3 * (message.attempt - 1))

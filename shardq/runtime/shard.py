@@ -69,7 +69,7 @@ class OwnedShard(Ownership):
         self.ready = ready
         self.lanes = Lanes(ready) if by_key and ready is not None else None
         busy = self.lanes.busy if self.lanes is not None else lambda _: False
-        self.session = Session(self, step, Later(by_key=by_key, lane_busy=busy), dead_record_of)
+        self.session = Session(self, step, Later(by_key=by_key, lane_busy=busy), self._fatal)
         self.marked: frozenset[tuple[str, int]] = frozenset()
         self.running = 0
         self.draining = False
@@ -185,6 +185,11 @@ class OwnedShard(Ownership):
             self._lane_left(message)
         self._through()
         self.wake()
+
+    def _fatal(self, message: Message, error: str) -> bytes:
+        """The dead letter of a message that is given up unhandled; its job is over too."""
+        self.tell_job(message, jobs.DEAD, error=error)
+        return dead_record_of(message, error)
 
     def tell_job(self, message: Message, status: str, *, result: Any = None, error: str = "") -> None:
         """Notes the state of the message's job, if it has one, for the next commit."""

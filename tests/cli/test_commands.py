@@ -142,6 +142,75 @@ def test_json_of_queue_list_and_show(
     assert [each["settings"] for each in shown] == [settings] * 2
 
 
+async def _leave_some_of_each(url: str, queue: str) -> None:
+    """One message waiting for its retry and one held back by it, two dead letters, three not due."""
+    worker = shardq.Worker(queue, group="g", retry=shardq.Retry(base=3600, max_delay=3600))
+
+    @worker.handler
+    async def handle(message: shardq.Message) -> None:
+        raise shardq.Reject("no") if message.key == "dead" else LookupError("not yet")
+
+    async with shardq.connect(url) as client:
+        joined = await client.queue(queue, shards=2)
+        async with joined.producer() as producer:
+            for key in ("dead", "dead", "held", "held"):
+                await producer.send(1, key=key)
+            for _ in range(3):
+                await producer.send(1, delay=3600)
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(worker.run, client)
+                while True:
+                    if [(each.dead, each.waiting) for each in await joined.groups()] == [(2, 2)]:
+                        break
+                    await anyio.sleep(0.02)
+                worker.stop()
+
+
+def test_what_waits_is_dead_or_is_not_due(
+    any_cluster: LocalCluster, queue_name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    url = ["--url", any_cluster.url]
+    anyio.run(_leave_some_of_each, any_cluster.url, queue_name)
+    capfd.readouterr()
+    assert run(["status", queue_name, "--over", "0", *url]) == 0
+    title, headers = capfd.readouterr().out.splitlines()[:2]
+    assert title == (f"{queue_name} / g: 2 messages to do (2 of them waiting), 2 dead (2 dead letters kept), 3 delayed")
+    assert headers.split() == ["SHARD", "SLOT", "NODE", "BACKLOG", "PENDING", "OLDEST", "RATE", "OWNER", "LEASE"]
+    assert run(["status", queue_name, "--json", "--over", "0", *url]) == 0
+    shards = objects(capfd.readouterr().out)
+    counts = {"backlog": 2, "waiting": 2, "dead": 2, "dead_letters": 2, "delayed": 3}
+    assert {name: sum(shard[name] for shard in shards) for name in counts} == counts
+    assert run(["status", "--json", "--over", "0", *url]) == 0
+    (line,) = (line for line in objects(capfd.readouterr().out) if line["queue"] == queue_name)
+    assert {name: line[name] for name in counts} == counts
+    assert run(["queue", "show", queue_name, *url]) == 0
+    assert capfd.readouterr().out.splitlines()[1] == f"{queue_name}: 3 messages delayed"
+    assert run(["queue", "show", queue_name, "--json", *url]) == 0
+    shards = objects(capfd.readouterr().out)
+    assert [sum(shard[name] for shard in shards) for name in ("delayed", "dropped")] == [3, 0]
+
+
+def test_what_a_full_queue_dropped_and_delayed_ones_without_a_group(
+    any_cluster: LocalCluster, queue_name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def send() -> None:
+        async with shardq.connect(any_cluster.url) as client:
+            queue = await client.queue(queue_name, shards=1, max_backlog=5, overflow="drop-oldest")
+            async with queue.producer() as producer:
+                for _ in range(8):
+                    await producer.send(1)
+                await producer.send(1, delay=3600)
+
+    anyio.run(send)
+    url = ["--url", any_cluster.url]
+    assert run(["queue", "show", queue_name, *url]) == 0
+    shown = capfd.readouterr().out.splitlines()[1]
+    assert re.fullmatch(rf"{queue_name}: 1 messages delayed, [1-9]\d* messages dropped because it was full", shown)
+    assert run(["status", queue_name, "--over", "0", *url]) == 0
+    assert capfd.readouterr().out.startswith(f"{queue_name}, no group yet: 8 messages, 1 delayed\n")
+
+
 @pytest.mark.parametrize(
     ("seconds", "shown"),
     [(None, "-"), (0.04, "0.0s"), (9.9, "9.9s"), (59, "59s"), (245.9, "4m05s"), (11520, "3h12m"), (187200, "2d04h")],

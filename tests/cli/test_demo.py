@@ -93,6 +93,8 @@ def start_demo(server_binary: Path, tmp_path: Path) -> Iterator[Start]:
         port = free_ports(HOST, 3)[0]
         command = [sys.executable, "-m", "shardq", "demo", "--server-binary", str(server_binary), "--port", str(port)]
         environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp"), "TERM": "xterm"}
+        for size in ("COLUMNS", "LINES"):  # the terminal says its size itself
+            environment.pop(size, None)
         process = subprocess.Popen(
             [*command, *arguments],
             env=environment,

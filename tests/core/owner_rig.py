@@ -1,5 +1,5 @@
-"""The owner of a shard as runtime/shard.py and runtime/owner.py join session, lanes and what is handled later, driven by
-hand against the model of the store, with what must hold at every moment. Small bounds, its own clock, no I/O.
+"""The owner of a shard, as runtime/shard.py and runtime/owner.py join session, lanes and what is handled later, driven
+by hand against the model of the store, with what must hold at every moment. Small bounds, its own clock, no I/O.
 """
 
 from __future__ import annotations
@@ -117,6 +117,7 @@ class OwnerRig:
         replayed = self.store.replay(next(place for place, letter in enumerate(letters) if "id" in letter))
         self.unordered.add(replayed)
         self.over.discard(replayed)
+        self.tries.pop(replayed, None)
         self.returned.discard(replayed)
 
     def wait(self, passed_s: float) -> None:
@@ -127,12 +128,14 @@ class OwnerRig:
 
     def leave(self) -> None:
         """In good order: what was not handled counts as never fetched."""
-        while self.waiting is not None:
-            self.try_step("answered")
+        self._until_answered()
         self.waiting = self.shard.session.last_step()
+        self._until_answered()
+        self.crash()
+
+    def _until_answered(self) -> None:
         while self.waiting is not None:
             self.try_step("answered")
-        self.crash()
 
     def crash(self) -> None:
         """Or the owner was too slow: a step of its own that is still under way comes too late."""
@@ -157,6 +160,7 @@ class OwnerRig:
         self.waiting = None
         self.over: set[ID] = set(self.lane_of) - self.store.unfinished()
         self.due_s: dict[ID, float] = {}
+        self.tries: dict[ID, int] = {}
         if late is not None:
             assert self.store.step(late[0].token, late[1]).status == "FENCED"
 
@@ -186,6 +190,7 @@ class OwnerRig:
         assert id_ not in map(id_of, self.running), "handled twice at once"
         assert message.value in ([*id_], {"name": b"x", "batch": b"x"}), "the value is not the one that was sent"
         assert Clock.now_s >= self.due_s.pop(id_, 0.0) - 0.001, "handled before it was due"
+        assert message.attempt == self.tries.get(id_, message.attempt), "the failure before was not counted"
         if self.by_key and self.lane_of[id_] is not None:
             self._start_of_key(message, id_)
         self.running.append(message)
@@ -213,7 +218,7 @@ class OwnerRig:
             self.shard.bury(message, dead_record_of(message, "it failed"))
         elif what.startswith("fails"):
             wait_s = float(what.split()[1])
-            self.due_s[id_of(message)] = Clock.now_s + wait_s
+            self.due_s[id_of(message)], self.tries[id_of(message)] = Clock.now_s + wait_s, message.attempt + 1
             self.shard.effects[message.id] = [GOOD]
             self.shard.put_off(message, wait_s, "it failed")
         else:

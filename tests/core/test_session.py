@@ -100,7 +100,7 @@ class ListsMachine(OwnerMachine):
     kind = ListsRig
 
 
-for machine, examples in ((OwnerMachine, 150), (UnorderedMachine, 50), (ListsMachine, 100)):
+for machine, examples in ((OwnerMachine, 120), (UnorderedMachine, 40), (ListsMachine, 80)):
     machine.TestCase.settings = settings(max_examples=examples, stateful_step_count=50)
 TestOwner = OwnerMachine.TestCase
 TestUnorderedOwner = UnorderedMachine.TestCase
@@ -168,12 +168,9 @@ def test_an_item_is_not_fetched_before_it_is_put_back() -> None:
     rig.step()
     rig.step()
     rig.take(10)
-    assert rig.running[-1].batch.item or rig.running[0].batch.item
-    for place in (0, -1) * 5:
-        rig.end(place, "fails 0")
-    for _ in range(20):
-        rig.step()
-        rig.check()
+    assert rig.running[-1].batch.item
+    for _ in range(10):
+        rig.end(0, "fails 0")
     rig.settle()
 
 

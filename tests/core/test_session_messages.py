@@ -1,4 +1,4 @@
-"""What a session makes of the entries it receives: messages, dead letters, progress; and the bits of progress."""
+"""What a session makes of the entries and records it receives, and what its steps carry; case by case."""
 
 from __future__ import annotations
 
@@ -7,23 +7,47 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardq.core import records
-from shardq.core.message import Message, Ownership
-from shardq.core.session import Entry, Session, dead_letter, pack_progress, unpack_progress
+from shardq.core import jobs, records
+from shardq.core.effects import Effect
+from shardq.core.intake import keep, pack_progress
+from shardq.core.later import FATAL_GETS, SUSPECT_GETS, Later
+from shardq.core.message import Batch, Message, Ownership
+from shardq.core.records import Key
+from shardq.core.session import MAX_ENTRIES, Entry, Fetched, Session
+
+NO_ONE = Ownership("q", "g", 3, 5, "nonce")
+JOB = "q/3/9f86d081884c7d65"
 
 
 def batch_bytes(count: int) -> bytes:
     return records.encode(records.RecordBatch(7, None, ["k"] * count, [b"v"] * count, None))
 
 
-def new_session() -> Session:
-    return Session(Ownership("q", "g", 3, 5, "nonce"), 0, dead_letter)
+def describe(message: Message, error: str) -> bytes:
+    return msgspec.msgpack.encode({"id": message.id, "error": error})
 
 
-def receive(session: Session, entries: list[Entry], progress: list[bytes] | None = None) -> list[list[Message]]:
+def new_session(*, by_key: bool = True) -> Session:
+    """One that knows that nothing is to be handled later."""
+    session = Session(Ownership("q", "g", 3, 5, "nonce"), 0, Later(by_key=by_key), describe)
+    receive(session, [])
+    return session
+
+
+def receive(
+    session: Session,
+    entries: list[Entry],
+    progress: list[bytes] | None = None,
+    *,
+    items: list[bytes] | None = None,
+    kept: list[bytes] | None = None,
+) -> list[list[Message]]:
+    """What a step brings; progress as the store tells it of entries that were delivered once."""
     step = session.next_step(10)
     session.applied(step)
-    return session.receive(step, entries, progress or [])
+    told = [b"1:" + bits for bits in progress or []]
+    fetched = Fetched(entries, told, session.later.next_item + len(items or []), None, b"", 0, items or [], kept or [])
+    return session.receive(step, fetched, 0.0)
 
 
 def ours(raw: bytes) -> list[bytes]:
@@ -87,33 +111,230 @@ def test_a_step_keeps_its_content_until_it_is_answered() -> None:
     assert session.next_step(0).number == step.number + 1
 
 
-@given(st.integers(0, 5000), st.floats(1, 1000), st.just(0.0) | st.floats(1, 1e7), st.integers(1, 5000))
-def test_entries_wanted_stays_in_its_bounds(held: int, messages: float, size: float, most: int) -> None:
+@given(st.integers(0, 5000), st.integers(1, 1000), st.integers(0, 10_000), st.integers(1, 5000))
+def test_entries_wanted_stays_in_its_bounds(held: int, count: int, size: int, most: int) -> None:
     session = new_session()
-    session.outstanding, session.messages_per_entry, session.bytes_per_entry = held, messages, size
+    raw = records.encode(records.RecordBatch(7, None, [None] * count, [b"v" * size] + [b""] * (count - 1), None))
+    receive(session, [(b"7-1", ours(raw))])
+    session.outstanding = held
     wanted = session.entries_wanted(most)
     assert (wanted == 0) == (held >= most)
-    assert wanted <= 500
+    assert wanted <= MAX_ENTRIES
 
 
-@given(st.lists(st.integers(0, 1), min_size=1, max_size=100).map(bytearray))
-def test_progress_round_trip(done: bytearray) -> None:
-    packed = pack_progress(done)
-    assert unpack_progress(packed, len(done)) == done
-    assert len(packed) == (len(done) + 7) // 8
+def test_nothing_is_fetched_before_what_is_handled_later_is_known() -> None:
+    session = Session(NO_ONE, 0, Later(by_key=True), describe)
+    assert session.entries_wanted(100) == 0
+    step = session.next_step(0)
+    assert step.full
+    session.applied(step)
+    page = [b"%d:0:0:" % item for item in range(1, 1001)]
+    session.receive(step, Fetched(next_item=1501, items=page), 0.0)
+    assert session.entries_wanted(100) == 0
+    step = session.next_step(0)
+    assert (step.full, step.known) == (True, 1000)
+    session.applied(step)
+    session.receive(step, Fetched(next_item=1501, items=[b"1500:0:0:"]), 0.0)
+    assert session.entries_wanted(100) > 0
+    assert not session.hungry
+    assert not session.next_step(10).full
 
 
-@pytest.mark.parametrize(
-    ("done", "packed"),
-    [([1], b"\x01"), ([0, 1], b"\x02"), ([0] * 8 + [1], b"\0\x01"), ([1] * 9, b"\xff\x01"), ([0] * 16, b"\0\0")],
-)
-def test_progress_is_one_bit_a_message_lowest_first(done: list[int], packed: bytes) -> None:
-    assert pack_progress(bytearray(done)) == packed
+@pytest.mark.parametrize("items", [0, 3])
+def test_what_is_kept_does_not_count_for_the_size_of_entries(items: int) -> None:
+    session = new_session()
+    members = [b"%d:0:0:" % (number + 1) for number in range(items)]
+    receive(session, [], items=members)
+    session.ask(session.later.take_due(1.0, 10, lambda: True))
+    kept = [keep(message_of("k", number), b"v", 1, "") for number in range(items)]
+    receive(session, [(b"7-1", ours(batch_bytes(1)))], kept=kept)
+    assert session._messages_per_entry == 1.0
 
 
-@given(st.binary(max_size=5), st.integers(1, 40))
-def test_progress_that_does_not_fit_is_no_progress(progress: bytes, count: int) -> None:
-    done = unpack_progress(progress, count)
-    assert len(done) == count
-    if len(progress) != (count + 7) // 8:
-        assert not any(done)
+# -- deleted messages ----------------------------------------------------------------------------------------
+
+
+def test_deleted_messages_are_finished_unhandled() -> None:
+    """Those that were taken out of the batch, and those that are marked; each counts as acknowledged once."""
+    session = new_session()
+    session.set_marks(b"4", frozenset({("7-1", 2), ("8-1", 0)}))
+    whole = records.RecordBatch(7, None, ["k"] * 4, [b"v"] * 4, None)
+    raw = records.encode(records.without(whole, 1))
+    ((one, other),) = receive(session, [(b"7-1", ours(raw)), (b"8-1", [b"name", b"Ann"])])
+    assert (one.index, other.index) == (0, 3)
+    step = session.next_step(0)
+    assert (step.acked, [batch.entry for batch in step.finished]) == (3, ["8-1"])
+    assert [progress for _, progress in step.partial] == [pack_progress(bytearray([0, 1, 1, 0]))]
+    session.finish_list([one, other])
+    step = session.next_step(0)
+    assert (step.acked, [batch.entry for batch in step.finished]) == (2, ["7-1"])
+
+
+def test_deleted_messages_that_were_finished_before_do_not_count_again() -> None:
+    session = new_session()
+    raw = records.encode(records.without(records.RecordBatch(7, None, ["k"] * 2, [b"v"] * 2, None), 1))
+    ((one,),) = receive(session, [(b"7-1", ours(raw))], [pack_progress(bytearray([0, 1]))])
+    assert one.index == 0
+    assert session.next_step(0).acked == 0
+
+
+def test_the_store_is_told_once_which_marks_are_known() -> None:
+    session = new_session()
+    session.set_marks(b"4", frozenset())
+    assert session.hungry
+    assert session.next_step(0).seen == b"4"
+    assert session.next_step(0).seen is None
+
+
+# -- what is kept --------------------------------------------------------------------------------------------
+
+
+def message_of(key: Key, value: object, index: int = 0) -> Message:
+    return Message(key, value, None, 7, index, Batch(NO_ONE, "7-1", index + 1))
+
+
+def fetched_item(session: Session, raw: bytes, gets: int = 0) -> list[list[Message]]:
+    """What comes when the store's only item is fetched, that was fetched so many times before."""
+    receive(session, [], items=[b"1:0:%d:kk" % gets])
+    session.ask(session.later.take_due(1.0, 10, lambda: True))
+    return receive(session, [], kept=[raw])
+
+
+def test_a_kept_message_comes_back() -> None:
+    session = new_session()
+    ((message,),) = fetched_item(session, keep(message_of("k", {"a": 1}), {"a": 1}, 4, "it failed"))
+    assert (message.key, message.value, message.attempt, message.id) == ("k", {"a": 1}, 4, "3/7-1/0")
+    session.finish(message)
+    step = session.next_step(0)
+    assert (step.acked, step.drops, step.finished, step.full) == (1, [1], [], True)
+
+
+def test_a_broken_record_is_a_dead_letter() -> None:
+    session = new_session()
+    assert fetched_item(session, b"\xc1") == []
+    step = session.next_step(0)
+    ((count, letter),) = step.dead
+    assert (count, step.drops, step.acked) == (1, [1], 0)
+    assert msgspec.msgpack.decode(letter)["raw"] == b"\xc1"
+    assert session.outstanding == 0
+    assert not session.later.holding
+
+
+def test_a_record_that_was_emptied_is_finished() -> None:
+    session = new_session()
+    assert fetched_item(session, b"") == []
+    step = session.next_step(0)
+    assert (step.dead, step.drops, step.acked) == ([], [1], 1)
+    assert not session.later.holding
+
+
+@pytest.mark.parametrize("gets", range(FATAL_GETS + 2))
+def test_what_workers_died_of_is_a_dead_letter_at_last(gets: int) -> None:
+    session = new_session()
+    got = fetched_item(session, keep(message_of("k", b"v"), b"v", 1, "before"), gets)
+    assert bool(got) == (gets < FATAL_GETS)
+    if not got:
+        ((count, letter),) = session.next_step(0).dead
+        assert count == 1
+        error = msgspec.msgpack.decode(letter)["error"]
+        assert error == f"its worker process died {gets} times while handling it; before: before"
+
+
+@pytest.mark.parametrize("times", range(6))
+def test_what_was_delivered_again_and_again_is_put_where_suspects_are(times: int) -> None:
+    session = new_session()
+    step = session.next_step(10)
+    entry: Entry = (b"7-1", ours(batch_bytes(3)))
+    got = session.receive(step, Fetched([entry], [b"%d:" % times + pack_progress(bytearray([0, 1, 0]))]), 0.0)
+    assert bool(got) == (times < 3)
+    assert session.outstanding == (2 if got else 0)
+    step = session.next_step(10)
+    assert [put.gets for put in step.puts] == ([] if got else [SUSPECT_GETS] * 2)
+    assert [batch.entry for batch in step.finished] == ([] if got else ["7-1"])
+    assert (step.acked, step.retried) == (0, 0)
+
+
+def test_the_last_step_names_what_was_not_handled() -> None:
+    session = new_session()
+    receive(session, [], items=[b"1:0:0:kx", b"2:0:0:ky"])
+    session.ask(session.later.take_due(1.0, 10, lambda: True))
+    kept = [keep(message_of("k", b"v"), b"v", 1, "")] * 2
+    batches = receive(
+        session, [(b"7-1", ours(batch_bytes(2))), (b"8-1", ours(batch_bytes(1))), (b"9-1", [b"a", b"b"])], kept=kept
+    )
+    (item,), _, (one, _), (other,), _ = batches
+    for message in (item, one, other):
+        session.finish(message)
+    step = session.last_step()
+    assert [batch.entry for batch in step.finished] == ["8-1"]
+    assert (step.untouched, step.ungets, step.full, step.entries_max) == (["7-1", "9-1"], [2], True, 0)
+
+
+# -- jobs and effects ----------------------------------------------------------------------------------------
+
+
+def test_only_the_last_state_of_a_job_is_stored() -> None:
+    session = new_session()
+    session.tell_job(JOB, 5, b"one")
+    session.tell_job(JOB, 6, b"two")
+    assert session.uncommitted
+    step = session.next_step(0)
+    assert (step.jobs, step.full) == ([(JOB, 6, b"two")], True)
+    assert session.next_step(0).jobs == []
+
+
+def test_a_job_whose_effect_was_refused_is_not_done() -> None:
+    session = new_session()
+    headers = [jobs.job_headers(None, JOB, 5), None]
+    raw = records.encode(records.RecordBatch(7, None, ["k"] * 2, [b"v"] * 2, headers))
+    ((one, other),) = receive(session, [(b"7-1", ours(raw))])
+    effect = Effect("k", "INCRBY", ("1",))
+    session.owner.effects = {one.id: [effect, effect], other.id: [effect]}
+    session.tell_job(JOB, 5, b"done")
+    session.tell_job("q/3/00000000", 5, b"done")
+    session.finish(one)
+    session.finish(other)
+    step = session.next_step(0)
+    number = step.number
+    session.amend(step, one, b"refused")
+    assert step.number == session.number == number + 1
+    assert [job for job, _, _ in step.jobs] == ["q/3/00000000"]
+    assert step.effects == [(other, effect)]
+    assert (step.acked, step.dead) == (1, [(1, b"refused")])
+    assert [batch.entry for batch in step.finished] == ["7-1"]
+
+
+@pytest.mark.parametrize("how", ["put_off", "bury"])
+def test_effects_of_a_message_that_failed_are_forgotten(how: str) -> None:
+    session = new_session()
+    ((one,),) = receive(session, [(b"7-1", ours(batch_bytes(1)))])
+    session.owner.effects[one.id] = [Effect("k", "DEL", ())]
+    if how == "bury":
+        session.bury(one, b"dead")
+    else:
+        session.put_off(one, 1.5, "it failed", 0.0)
+    step = session.next_step(0)
+    assert (step.effects, session.owner.effects) == ([], {})
+    assert [put.wait_ms for put in step.puts] == ([] if how == "bury" else [1500])
+
+
+# -- how much at once ----------------------------------------------------------------------------------------
+
+
+def test_fewer_items_are_asked_for_after_an_answer_was_lost() -> None:
+    """It may be their size that kept it from coming in time."""
+    session = new_session()
+    most = session.items_wanted
+    assert most >= 16
+    for expected in (1, 1):
+        for _ in range(12):
+            session.reread(session.next_step(0), 0.0)
+        assert session.items_wanted == expected
+    fetched_item(session, keep(message_of("k", b"v"), b"v", 1, ""))
+    assert session.items_wanted == 2
+
+
+def test_large_items_are_asked_for_one_by_one() -> None:
+    session = new_session()
+    fetched_item(session, keep(message_of("k", b""), b"v" * 3_000_000, 1, ""))
+    assert session.items_wanted == 1

@@ -171,23 +171,12 @@ def test_in_order_is_exactly_ascending_rows_for_each_tail_number(order: list[int
 
 
 def shard_counters(owner: str, appended: int, acked: int) -> ShardCounters:
-    group = GroupCounters(
-        owner=owner,
-        epoch=1,
-        held=bool(owner),
-        renewals="1",
-        heir="",
-        base=0,
-        acked=acked,
-        retried=0,
-        dead=0,
-        delivered=acked,
-        foreign=0,
-        pending_entries=3,
-        oldest_pending="",
-        oldest_unread="",
-    )
-    return ShardCounters(0, 1, "1-0", "open", appended, 100, (GROUP,), {GROUP: group})
+    values: dict[str, int | str | bool] = dict.fromkeys(GroupCounters.__slots__, 0)
+    values |= dict.fromkeys(("heir", "oldest_pending", "oldest_unread"), "")
+    values |= {"owner": owner, "epoch": 1, "held": bool(owner), "renewals": "1"}
+    values |= {"acked": acked, "delivered": acked, "pending_entries": 3}
+    group = GroupCounters(**values)  # type: ignore[arg-type]
+    return ShardCounters(0, 1, "1-0", "open", appended, 100, 0, 0, (GROUP,), {GROUP: group})
 
 
 def board() -> Board:

@@ -8,9 +8,10 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import anyio
 
@@ -33,12 +34,14 @@ class WorkerProcess:
         lease: float = 3.0,
         handler_s: float = 0.0,
         target: str = "tests.runtime.app:worker",
+        settings: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         environment = os.environ | {
             "QUEUE": queue,
             "JOURNAL": str(journal),
             "LEASE": str(lease),
             "HANDLER_S": str(handler_s),
+            **settings,
         }
         self.log = journal / f"log-{time.monotonic_ns()}.txt"
         with self.log.open("wb") as log:
@@ -52,6 +55,10 @@ class WorkerProcess:
 
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
+
+    def says(self, text: str, times: int = 1) -> bool:
+        """Whether its log has it so many times."""
+        return self.log.read_text().count(text) >= times
 
     async def wait(self, deadline_s: float = 30) -> int:
         """The exit status."""
@@ -73,12 +80,15 @@ def workers(
     lease: float = 3.0,
     handler_s: float = 0.0,
     target: str = "tests.runtime.app:worker",
-) -> Iterator[Callable[[], WorkerProcess]]:
-    """Gives a function that starts one more worker; kills what is left at the end."""
+) -> Iterator[Callable[..., WorkerProcess]]:
+    """Gives a function that starts one more worker, with what it is given in its environment; kills what is left at
+    the end."""
     started: list[WorkerProcess] = []
 
-    def start() -> WorkerProcess:
-        started.append(WorkerProcess(url, queue, journal, lease=lease, handler_s=handler_s, target=target))
+    def start(**settings: str) -> WorkerProcess:
+        started.append(
+            WorkerProcess(url, queue, journal, lease=lease, handler_s=handler_s, target=target, settings=settings)
+        )
         return started[-1]
 
     try:
@@ -161,10 +171,10 @@ async def owners(queue: shardq.Queue) -> dict[int, str]:
     }
 
 
-async def drained(queue: shardq.Queue) -> bool:
+async def drained(queue: shardq.Queue, group: str = GROUP) -> bool:
     """Whether the group has finished everything appended."""
-    found = await queue.counters([GROUP])
-    return all(GROUP in counters.groups and backlog(counters) == 0 for counters in found.values())
+    found = await queue.counters([group])
+    return all(group in counters.groups and backlog(counters, group) == 0 for counters in found.values())
 
 
 async def check_equation(queue: shardq.Queue, group: str = GROUP) -> None:

@@ -1,13 +1,17 @@
-"""Retries, dead letters, effects, dedupe, jobs and delays while workers are killed at random moments: nothing lost,
-order per key, effects once. The whole history is in Redis: each message's effect appends its number to a list of its
-key.
+"""Retries, dead letters, effects, dedupe, jobs and delays while workers and producers are killed at random moments:
+nothing lost, order per key, effects once. The whole history is in Redis: each message's effect appends its number to a
+list of its key. Masters that fail are in test_failovers.py.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import signal
-from collections import defaultdict
+import sys
+import time
+from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -15,89 +19,245 @@ import pytest
 
 import shardq
 from shardq.ops.local_cluster import LocalCluster
-from shardq.storage.cluster import pack_command
-from tests.runtime.harness import GROUP, WorkerProcess, check_equation, drained, until, workers
+from tests.runtime.crowd import (
+    APP,
+    LEASE_S,
+    Crowd,
+    dead,
+    done,
+    history,
+    make_traffic,
+    numbers,
+    send_slowly,
+    to_be_dead,
+    to_be_done,
+)
+from tests.runtime.harness import GROUP, ROOT, WorkerProcess, check_equation, drained, owners, until, workers
 
 pytestmark = pytest.mark.anyio
 
 SHARDS = 6
 KEYS = 24
-MESSAGES = 1200
-APP = "tests.runtime.effects_app:worker"
-
-Sent = dict[str, list[tuple[int, int, str]]]
+MESSAGES = 900
 
 
-async def done(queue: shardq.Queue, key: str) -> list[int]:
-    """The numbers whose effects are there, in the order they came to be."""
-    packed = pack_command("LRANGE", queue.local_key(f"done:{key}", key), 0, -1)
-    return [int(number) for number in await queue.client.pipes.command(queue.place_of(key).slot, packed)]
+def make_seed() -> int:
+    seed = random.randrange(10**9)
+    print(f"seed {seed}")
+    return seed
 
 
-async def history(queue: shardq.Queue, key: str) -> list[int]:
-    """What is stored in a queue for a key, in order."""
-    return [record.value async for record in queue.history(key=key)]
-
-
-async def kill_now_and_then(running: list[WorkerProcess], start: object, stop: anyio.Event, seed: int) -> None:
-    """Every so often the oldest worker is killed and a new one started."""
-    chance = random.Random(seed)
-    while not stop.is_set():
-        with anyio.move_on_after(chance.uniform(0.3, 1.5)):
-            await stop.wait()
-            return
-        running.append(start())  # type: ignore[operator]
-        running.pop(0).send(signal.SIGKILL)
-
-
-def make_traffic(seed: int) -> Sent:
-    chance = random.Random(seed)
-    sent: Sent = defaultdict(list)
-    for number in range(MESSAGES):
-        fails = chance.choices((0, 1, 2), (90, 6, 4))[0]
-        end = chance.choices(("ok", "reject"), (98, 2))[0]
-        sent[f"key-{chance.randrange(KEYS)}"].append((number, fails, end))
-    return sent
+async def check_nothing_is_left(queue: shardq.Queue, group: str = GROUP) -> None:
+    await check_equation(queue, group)
+    for counters in (await queue.counters([group])).values():
+        assert counters.groups[group].waiting == 0
+        assert counters.entries == 0, "what every group finished is gone from the stream"
 
 
 async def test_effects_happen_once_and_in_order_however_often_workers_die(
     cluster: LocalCluster, queue_name: str, tmp_path: Path
 ) -> None:
-    seed = random.randrange(10**9)
-    print(f"seed {seed}")
-    sent = make_traffic(seed)
+    """Three groups side by side: a handler whose every message is sent on too, a handler of lists, and a plain function
+    that is called in no order."""
+    seed = make_seed()
+    sent = make_traffic(seed, MESSAGES, KEYS)
+    kinds = {GROUP: {"COPIES": f"{queue_name}-copies"}, "lists": {"KIND": "batch"}, "free": {"KIND": "plain"}}
+    kinds["free"]["ORDERING"] = "none"
     async with shardq.connect(cluster.url) as client:
         queue = await client.queue(queue_name, shards=SHARDS)
         copies = await client.queue(f"{queue_name}-copies", shards=SHARDS)
         await copies.open_group("keeps")
-        with workers(cluster.url, queue_name, tmp_path, lease=1.0, handler_s=0.03, target=APP) as start:
-            running, stop = [start(), start(), start()], anyio.Event()
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(kill_now_and_then, running, start, stop, seed)
-                async with queue.producer() as producer:
-                    async with anyio.create_task_group() as senders:
-                        for key, values in sent.items():
-                            senders.start_soon(send_all, producer, key, values)
+        for group in kinds:
+            await queue.open_group(group)
+        with workers(cluster.url, queue_name, tmp_path, lease=LEASE_S, handler_s=0.03, target=APP) as start:
+            starts = [partial(start, GROUP=group, **kind) for group, kind in kinds.items()]
+            crowd = Crowd(starts * 2, seed, every_s=(0.2, 0.8))
+            async with queue.producer() as producer, anyio.create_task_group() as tasks:
+                tasks.start_soon(crowd.thin_out)
+                await send_slowly(producer, sent, pause_s=0.1)
                 await anyio.sleep(2)  # some more deaths while retries wait
-                stop.set()
-            await until(lambda: drained(queue), 60, "an empty backlog")
-        await check_equation(queue)
+                crowd.stopped.set()
+            for group in kinds:
+                await until(lambda group=group: drained(queue, group), 60, f"an empty backlog of {group}")
+        assert crowd.kills >= 5
         for key, values in sent.items():
-            expected = [number for number, _, end in values if end == "ok"]
-            assert await done(queue, key) == expected, key
+            expected = to_be_done(values)
+            assert await numbers(queue, key) == expected, key
             assert await history(copies, key) == expected, key
-        letters = [letter async for letter in queue.dead_letters(GROUP)]
-        rejected = {number for values in sent.values() for number, _, end in values if end == "reject"}
-        assert {letter.value[0] for letter in letters} == rejected
-        for counters in (await queue.counters([GROUP])).values():
-            assert counters.groups[GROUP].waiting == 0
-            assert counters.entries == 0, "what every group finished is gone from the stream"
+            assert await numbers(queue, key, "lists") == expected, key
+            assert sorted(await numbers(queue, key, "free")) == expected, key
+        for group in kinds:
+            assert await dead(queue, group) == to_be_dead(sent), group
+            await check_nothing_is_left(queue, group)
 
 
-async def send_all(producer: shardq.Producer, key: str, values: list[tuple[int, int, str]]) -> None:
-    for value in values:
-        await producer.send(list(value), key=key)
-        await anyio.sleep(0.05)
+async def test_delayed_messages_and_jobs_while_workers_die(
+    cluster: LocalCluster, queue_name: str, tmp_path: Path
+) -> None:
+    seed = make_seed()
+    chance, sent = random.Random(seed), make_traffic(seed, 300, KEYS)
+    due_ms: dict[int, float] = {}
+    jobs: dict[int, shardq.Job] = {}
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=SHARDS)
+        with workers(cluster.url, queue_name, tmp_path, lease=LEASE_S, handler_s=0.02, target=APP) as start:
+            crowd = Crowd([start] * 3, seed)
+            async with queue.producer() as producer, anyio.create_task_group() as tasks:
+                tasks.start_soon(crowd.thin_out)
+                for key, values in sent.items():
+                    for value in values:
+                        delay_s = chance.choice((0.0, chance.uniform(0.1, 5)))
+                        due_ms[value[0]] = int((time.time() + delay_s) * 1000)
+                        jobs[value[0]] = await producer.submit(list(value), key=key, delay=delay_s or None)
+                await anyio.sleep(4)
+                crowd.stopped.set()
+            ended = {number: await job.ended(60) for number, job in jobs.items()}
+            await until(lambda: drained(queue), 60, "an empty backlog")
+        assert crowd.kills >= 3
+        for key, values in sent.items():
+            there = await done(queue, key)
+            assert sorted(number for number, _ in there) == to_be_done(values), key
+            assert all(ms >= due_ms[number] for number, ms in there), "none before its time"
+        assert await dead(queue) == to_be_dead(sent)
+        for values in sent.values():
+            for number, fails, end in values:
+                state = ended[number]
+                if end == "ok":
+                    assert (state.status, state.result, state.attempts) == ("done", number, fails + 1)
+                else:
+                    assert (state.status, state.result) == ("dead", None)
+        await check_nothing_is_left(queue)
+
+
+async def test_a_worker_that_is_paused_beyond_its_lease_writes_nothing_when_it_wakes(
+    cluster: LocalCluster, queue_name: str, tmp_path: Path
+) -> None:
+    seed = make_seed()
+    sent = make_traffic(seed, 600, KEYS)
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=SHARDS)
+        with workers(cluster.url, queue_name, tmp_path, lease=LEASE_S, handler_s=0.05, target=APP) as start:
+            asleep, other = start(), start()
+
+            async def share() -> bool:
+                return set((await owners(queue)).values()) == {asleep.name, other.name}
+
+            async def taken() -> bool:
+                return asleep.name not in (await owners(queue)).values()
+
+            async with queue.producer() as producer, anyio.create_task_group() as tasks:
+                tasks.start_soon(send_slowly, producer, sent, 0.15)
+                for times in (1, 2):
+                    await until(share, 20, "both to hold shards")
+                    asleep.send(signal.SIGSTOP)
+                    await until(taken, 20, "the sleeper's shards to be taken")
+                    asleep.send(signal.SIGCONT)
+                    await until(partial(asleep.says, "moved on", times), 20, "the sleeper to be told")
+            await until(lambda: drained(queue), 60, "an empty backlog")
+        for key, values in sent.items():
+            assert await numbers(queue, key) == to_be_done(values), key
+        assert await dead(queue) == to_be_dead(sent)
+        await check_nothing_is_left(queue)
+
+
+async def test_a_producer_that_dies_and_starts_again_stores_each_message_once(
+    cluster: LocalCluster, queue_name: str, tmp_path: Path
+) -> None:
+    chance = random.Random(make_seed())
+    sent = {f"key-{key}": list(range(key, 6000, KEYS)) for key in range(KEYS)}
+    file = tmp_path / "sent.json"
+    file.write_text(json.dumps(sent))
+    command = [sys.executable, "-m", "tests.runtime.sending_app", cluster.url, queue_name, str(file)]
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=SHARDS)
+
+        async def stored() -> int:
+            return sum(shard.appended for shard in (await queue.counters()).values())
+
+        for _ in range(4):
+            before, more = await stored(), chance.randrange(1, 1200)
+            async with await anyio.open_process(command, cwd=ROOT, stderr=None) as process:
+
+                async def some_more(before: int = before, more: int = more) -> bool:
+                    return await stored() >= min(before + more, 5900)
+
+                await until(some_more, 30, "some more messages")
+                process.kill()
+        assert await stored() < 6000, "the last one still has something to send"
+        await anyio.run_process(command, cwd=ROOT)
+        assert await stored() == 6000
+        for key, expected in sent.items():
+            assert [value[0] for value in await history(queue, key)] == expected, key
+
+
+async def test_a_group_that_is_put_back_while_workers_die_handles_everything_after_that_once_more(
+    cluster: LocalCluster, queue_name: str, tmp_path: Path
+) -> None:
+    seed = make_seed()
+    sent = make_traffic(seed, 600, KEYS)
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=SHARDS, retention="1h")
+        await queue.open_group(GROUP)
+        with workers(cluster.url, queue_name, tmp_path, lease=LEASE_S, handler_s=0.03, target=APP) as start:
+            crowd = Crowd([start] * 3, seed)
+            async with queue.producer() as producer, anyio.create_task_group() as tasks:
+                tasks.start_soon(crowd.thin_out)
+                tasks.start_soon(send_slowly, producer, sent, 0.1)
+                await anyio.sleep(1.5)
+                await until(lambda: crowd.kills >= 2, 20, "deaths")
+                await queue.reset_group(GROUP, "earliest", force=True)
+                await anyio.sleep(2)
+                crowd.stopped.set()
+            await until(lambda: drained(queue), 60, "an empty backlog")
+        again = 0
+        for key, values in sent.items():
+            expected, there = to_be_done(values), await numbers(queue, key)
+            before = len(there) - len(expected)
+            assert there == expected[: max(before, 0)] + expected, key
+            again += before
+        assert again > 0, "something had been handled before"
+        twice = {number for number, count in Counter(await dead(queue)).items() if count > 1}
+        assert set(await dead(queue)) == set(to_be_dead(sent)) >= twice
+        await check_equation(queue)
+
+
+async def test_dead_letters_replayed_while_workers_die_are_handled_once(
+    cluster: LocalCluster, queue_name: str, tmp_path: Path
+) -> None:
+    seed, mended = make_seed(), tmp_path / "mended"
+    sent = make_traffic(seed, 600, KEYS, rejected=0.3)
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=SHARDS)
+        await queue.open_group(GROUP)
+        with workers(cluster.url, queue_name, tmp_path, lease=LEASE_S, handler_s=0.02, target=APP) as start:
+            crowd = Crowd([partial(start, MENDED=str(mended))] * 3, seed)
+            async with queue.producer() as producer, anyio.create_task_group() as tasks:
+                tasks.start_soon(crowd.thin_out)
+                tasks.start_soon(send_slowly, producer, sent, 0.1)
+                letters = queue.dead_letters(GROUP)
+
+                async def some_died() -> bool:
+                    return len(await dead(queue)) >= 30
+
+                await until(some_died, 30, "dead letters")
+                assert await letters.replay() >= 30, "some die again"
+                mended.touch()
+                for _ in range(6):
+                    await anyio.sleep(0.5)
+                    await letters.replay()
+                crowd.stopped.set()
+
+            async def all_done() -> bool:
+                await letters.replay()
+                return await drained(queue) and not await dead(queue)
+
+            await until(all_done, 60, "an empty backlog and no dead letter")
+        for key, values in sent.items():
+            there = await numbers(queue, key)
+            assert sorted(there) == [number for number, _, _ in values], key
+            never_dead = to_be_done(values)
+            assert [number for number in there if number in never_dead] == never_dead, key
+        await check_nothing_is_left(queue)
 
 
 async def test_a_message_that_kills_its_worker_ends_as_a_dead_letter_and_nothing_else_does(
@@ -105,13 +265,15 @@ async def test_a_message_that_kills_its_worker_ends_as_a_dead_letter_and_nothing
 ) -> None:
     async with shardq.connect(cluster.url) as client:
         queue = await client.queue(queue_name, shards=2)
-        await client.queue(f"{queue_name}-copies", shards=2)
         async with queue.producer() as producer:
-            for number in range(100):
-                end = "kill" if number == 50 else "ok"
-                await producer.send([number, 1 if number % 10 == 3 else 0, end], key=f"key-{number % 10}")
-        with workers(cluster.url, queue_name, tmp_path, lease=1.0, handler_s=0.005, target=APP) as start:
-            running = [start()]
+            jobs = [
+                await producer.submit(
+                    [number, 1 if number % 10 == 3 else 0, "kill" if number == 50 else "ok"], key=f"key-{number % 10}"
+                )
+                for number in range(100)
+            ]
+        with workers(cluster.url, queue_name, tmp_path, lease=LEASE_S, handler_s=0.005, target=APP) as start:
+            running: list[WorkerProcess] = [start()]
 
             async def finished() -> bool:
                 if running[-1].process.poll() is not None:
@@ -121,8 +283,12 @@ async def test_a_message_that_kills_its_worker_ends_as_a_dead_letter_and_nothing
             await until(finished, 90, "an empty backlog")
         for key in range(10):
             expected = [number for number in range(100) if number % 10 == key and number != 50]
-            assert await done(queue, f"key-{key}") == expected
+            assert await numbers(queue, f"key-{key}") == expected
         letters = [letter async for letter in queue.dead_letters(GROUP)]
         assert [letter.value[0] for letter in letters] == [50]
         assert "died" in letters[0].error
+        states = [await job.state() for job in jobs]
+        assert [number for number, state in enumerate(states) if state.status != "done"] == [50]
+        assert states[50].status == "dead"
+        assert "died" in states[50].error
         assert len(running) <= 7, "killed about four times, not for ever"

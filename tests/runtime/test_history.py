@@ -295,7 +295,7 @@ async def test_the_last_ones_and_then_what_comes(cluster: LocalCluster, queue_na
 
 async def test_more_than_a_page_comes_at_once(any_cluster: LocalCluster, queue_name: str) -> None:
     async with filled(any_cluster, queue_name, 0) as (queue, _):
-        follower = Follower(queue)
+        follower = Follower(queue, from_end=3000)  # some may be stored before it begins
         async with following(follower):
             async with queue.producer(max_batch_messages=1) as producer:
                 await producer.send_many((None, number) for number in range(3000))

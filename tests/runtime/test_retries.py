@@ -12,8 +12,14 @@ import msgspec
 import pytest
 
 import shardq
+from shardq.core.lease import Trust
+from shardq.core.message import Batch, Message
 from shardq.ops.local_cluster import LocalCluster
+from shardq.runtime.runners import BatchRunners
+from shardq.runtime.settings import WorkerSettings
+from shardq.runtime.shard import OwnedShard
 from shardq.storage.cluster import pack_command
+from shardq.storage.keys import Keys
 from tests.runtime.harness import GROUP, check_equation, drained, running, until
 
 pytestmark = pytest.mark.anyio
@@ -135,6 +141,24 @@ async def test_a_batch_that_fails_is_taken_apart_until_the_one_bad_message_is_al
         for key in range(100):
             assert done[f"k{key}"] == [number for number in range(500) if number % 100 == key and number != 250]
         await check_equation(queue)
+
+
+async def test_the_last_try_of_a_message_is_alone_in_its_list_whatever_waits_with_it() -> None:
+    async def handle(messages: Sequence[shardq.Message]) -> None: ...
+
+    runners = BatchRunners(WorkerSettings(), handle)
+    keys, trust = Keys("p", "q").shard(0, "t"), Trust(5, 0.0)
+    shard = OwnedShard("q", "g", 0, 1, "n", keys=keys, step=0, trust=trust, ready=None, by_key=True)
+    tries = [2, 2, 3, 4, 4, 2, 1]
+    batches = [
+        [Message(None, number, None, 0, 0, Batch(shard, "1-0", 1, item=number + 1), attempt)]
+        for number, attempt in enumerate(tries)
+    ]
+    runners.deliver(shard, batches)
+    lists = []
+    while runners._waiting[shard]:
+        lists.append([message.attempt for batch in runners._take(shard) for message in batch])
+    assert lists == [[2, 2, 3], [4], [4], [2, 1]]
 
 
 async def test_a_retry_belongs_to_its_group_alone(cluster: LocalCluster, queue_name: str) -> None:

@@ -12,8 +12,10 @@ import shardq
 from shardq.core import compression, records
 from shardq.core.compression import Compression
 from shardq.core.queue_settings import QueueSettings
+from shardq.core.slots import key_slot
 from shardq.ops.local_cluster import LocalCluster
 from shardq.storage.cluster import pack_command
+from shardq.storage.keys import registry
 
 pytestmark = pytest.mark.anyio
 
@@ -170,6 +172,8 @@ async def test_a_queue_that_is_gone_is_not_changed(cluster: LocalCluster, queue_
     async with shardq.connect(cluster.url) as client:
         queue = await client.queue(queue_name, shards=1)
         await client.pipes.command(queue.keys.control_slot, pack_command("DEL", queue.keys.routing))
+        names = registry(client.prefix)  # other tests list every queue of the cluster
+        await client.pipes.command(key_slot(names.encode()), pack_command("SREM", names, queue_name))
         with pytest.raises(shardq.UnknownQueue, match="declare it"):
             await queue.change(jobs=True)
         await client.queue(queue_name, shards=1)  # other tests list every queue of the cluster

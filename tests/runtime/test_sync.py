@@ -456,16 +456,21 @@ def interrupt(when: Callable[[], object]) -> Iterator[None]:
 
     def press() -> None:
         until(when, "the moment to interrupt")
-        time.sleep(0.3)
-        main = threading.main_thread().ident
+        main, pause_s = threading.main_thread().ident, 0.3
         assert main is not None
-        signal.pthread_kill(main, signal.SIGINT)
+        while not heard.wait(pause_s):  # on a busy machine it may come too soon all the same: press again
+            signal.pthread_kill(main, signal.SIGINT)
+            pause_s = 5.0
 
+    heard = threading.Event()
     thread = threading.Thread(target=press)
     thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        yield
-    thread.join()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            yield
+    finally:
+        heard.set()
+        thread.join()
 
 
 def test_an_interrupt_leaves_the_producer_whole(queue_name: str) -> None:
