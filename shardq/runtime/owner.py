@@ -122,9 +122,12 @@ class ShardOwner:
         if held is None:
             return
         try:
+            applied = True
             if self._unanswered is not None:  # what it carries may not have been applied yet
-                await self._call_step(held, self._unanswered, renew=False)
-            await self._call_step(held, held.session.last_step(), renew=False)
+                stepped = await self._call_step(held, self._unanswered, renew=False)
+                applied = stepped.status not in ("EFFECT", "FULL")
+            if applied:  # else the next step would acknowledge entries whose other messages the refused one stood for
+                await self._call_step(held, held.session.last_step(), renew=False)
             await self._lease("release", held.token)
         except ShardqError as error:
             _log.warning(

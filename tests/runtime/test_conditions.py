@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import anyio
 import pytest
@@ -62,9 +63,13 @@ async def test_a_sooner_message_is_not_held_up_by_a_later_one_and_many_due_at_on
         async with queue.producer() as producer, running(client, worker):
             await producer.send(-1, key="k", delay=3600)
             at = time.time() + 1
+
+            async def send(number: int) -> None:
+                await producer.send(number, key=f"k{number % 9}", at=at)
+
             async with anyio.create_task_group() as tasks:
                 for number in range(1000):
-                    tasks.start_soon(lambda number=number: producer.send(number, key=f"k{number % 9}", at=at))
+                    tasks.start_soon(send, number)
             await until(lambda: len(seen) == 1000, 20, "all that are due")
         assert sorted(seen) == list(range(1000))
         assert await delayed(queue) == 1
@@ -116,7 +121,7 @@ async def test_what_is_no_condition_is_refused_and_nothing_sent(cluster: LocalCl
     async with shardq.connect(cluster.url) as client:
         queue = await client.queue(queue_name, shards=1)
         async with queue.producer() as producer:
-            for wrong in (
+            bad: list[dict[str, Any]] = [
                 {"delay": -1},
                 {"delay": float("nan")},
                 {"delay": "1"},
@@ -129,9 +134,10 @@ async def test_what_is_no_condition_is_refused_and_nothing_sent(cluster: LocalCl
                 {"dedupe_id": "\ud800"},
                 {"dedupe_window": 10},
                 {"dedupe_id": "x", "dedupe_window": -1},
-            ):
+            ]
+            for wrong in bad:
                 with pytest.raises(shardq.UsageError):
-                    await producer.send("x", key="k", **wrong)  # type: ignore[arg-type]
+                    await producer.send("x", key="k", **wrong)
             with pytest.raises(shardq.MessageTooLarge):
                 await producer.send(b"x" * 2_000_000, delay=1)
             with pytest.raises(shardq.InvalidValue):
@@ -216,6 +222,7 @@ async def test_a_queue_of_jobs_tracks_every_send_and_records_go_when_their_time_
             async def gone() -> bool:
                 tidy = ("FCALL", "shardq_1_tidy", 4, keys.stream, keys.meta, keys.expiring, keys.timed)
                 await client.pipes.command(keys.slot, pack_command(*tidy))
-                return await client.pipes.command(keys.slot, pack_command("HEXISTS", keys.timed, f"j:{short.id}")) == 0
+                record = pack_command("HEXISTS", keys.timed, f"j:{short.id}")
+                return bool(await client.pipes.command(keys.slot, record) == 0)
 
             await until(gone, 10, "its record to go")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import anyio
@@ -165,14 +165,15 @@ async def test_what_is_refused_before_anything_runs(cluster: LocalCluster, queue
     @worker.handler
     async def handle(message: shardq.Message) -> None:
         async with message.atomic() as tx:
-            for try_it in (
+            attempts: list[Callable[[], None]] = [
                 lambda: tx.incrby("elsewhere", 1),
                 lambda: tx.incrby(message.local_key("x"), 2**63),
                 lambda: tx.set(message.local_key("x"), True),
                 lambda: tx.sadd(message.local_key("x")),
                 lambda: tx.send(others[0], 1, key=message.key),
                 lambda: tx.send(others[1], object(), key=message.key),
-            ):
+            ]
+            for try_it in attempts:
                 with pytest.raises(shardq.UsageError) as raised:
                     try_it()
                 errors.append(str(raised.value))
@@ -230,7 +231,7 @@ async def test_a_full_queue_that_is_sent_to_makes_the_sender_wait_and_nothing_is
 
             async def delivered() -> bool:
                 got_so_far = await client.pipes.command(queue.shards[0].slot, pack_command("HGET", taken, "delivered"))
-                return got_so_far == b"100"
+                return bool(got_so_far == b"100")
 
             await until(delivered, 20, "all to be handled")
             await anyio.sleep(0.5)

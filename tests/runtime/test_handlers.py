@@ -179,6 +179,13 @@ async def test_what_is_no_handler_no_hook_and_no_middleware() -> None:
         worker.middleware(lambda message: None)
     with pytest.raises(shardq.UsageError, match="1 arguments"):
         worker.on_start(lambda: None)
-    for wrong in ({"timeout": 0}, {"ordering": "lifo"}, {"retry": 3}, {"retry": shardq}, {"timeout": -1.0}):
+    bad: list[dict[str, Any]] = [
+        {"timeout": 0},
+        {"ordering": "lifo"},
+        {"retry": 3},
+        {"retry": shardq},
+        {"timeout": -1.0},
+    ]
+    for wrong in bad:
         with pytest.raises(shardq.UsageError):
-            shardq.Worker("q", group=GROUP, **wrong)  # type: ignore[arg-type]
+            shardq.Worker("q", group=GROUP, **wrong)

@@ -269,7 +269,7 @@ async def test_workers_that_stop_in_good_order_make_nobody_a_suspect(cluster: Lo
 
             async with running(client, worker):
                 more = handled + 60
-                await until(lambda more=more: handled >= more, 20, "some more")  # type: ignore[misc]
+                await until(lambda more=more: handled >= more, 20, "some more")
             for shard in (await queue.counters()).values():
                 assert shard.groups[GROUP].waiting == 0, "nothing was set aside"
 
