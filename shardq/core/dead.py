@@ -10,7 +10,7 @@ Bytes from Redis are untrusted: what does not decode is a dead letter with that 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -23,7 +23,8 @@ from shardq.core.later import key_tag
 from shardq.core.records import Headers, Key
 from shardq.errors import CorruptData, UsageError
 
-_ID = re.compile(r"(0|[1-9]\d{0,9})/(\d{1,20}-\d{1,20})")
+_ID = re.compile(r"(0|[1-9][0-9]{0,9})/(.+)", re.DOTALL)
+_COUNT_DIGITS = 15  # beyond 2^53 Lua would not count exactly
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
@@ -35,6 +36,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
     attempts       tries that were made; 0 when it could not be read
     sent_at_ms, failed_at_ms   Unix time in ms
     raw            the bytes of an entry that could not be read, else b""
+    entry          the id of that entry as far as it is known, else ''
     """
 
     id: str
@@ -50,6 +52,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
     error: str
     traceback: str
     raw: bytes = b""
+    entry: str = ""
 
 
 class DeadFilter(msgspec.Struct, frozen=True):
@@ -79,24 +82,53 @@ class DeadFilter(msgspec.Struct, frozen=True):
 def parse_dead_id(text: str) -> tuple[int, str]:
     """The shard and the entry id of a dead letter's id. Raises UsageError."""
     match = _ID.fullmatch(str(text))
-    if match is None:
-        msg = f"{text!r} is not the id of a dead letter; it looks like 3/1795231414661-0 (shard/entry id)"
+    if match is None or not _parses(entry_key, match[2]):
+        shown = repr(text) if len(repr(text)) <= 80 else f"{repr(text)[:77]}..."
+        msg = f"{shown} is not the id of a dead letter; it looks like 3/1795231414661-0 (shard/entry id)"
         raise UsageError(msg)
     return int(match[1]), match[2]
+
+
+def _parses(parse: Callable[[str], object], text: object) -> bool:
+    try:
+        parse(text)  # type: ignore[arg-type]  # it refuses what is no str too
+    except UsageError:
+        return False
+    return True
 
 
 def open_letter(shard: int, entry: str, fields: Sequence[bytes]) -> DeadLetter:
     """The dead letter of a stored entry."""
     stored = dict(zip(fields[::2], fields[1::2], strict=False))
-    raw, failed_at_ms = stored.get(b"record", b""), entry_key(entry)[0]
-    count = int(stored[b"count"]) if stored.get(b"count", b"").isdigit() else 1
+    raw, failed_at_ms, digits = stored.get(b"record", b""), entry_key(entry)[0], stored.get(b"count", b"")
+    count = int(digits) if digits.isdigit() and len(digits) <= _COUNT_DIGITS else 1
+    record: Any = None
     try:
         record = msgspec.msgpack.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        record = {"raw": raw, "error": f"the dead letter itself does not decode: {error}"}
-    if not isinstance(record, dict):
-        record = {"raw": raw, "error": "the dead letter itself is not a map"}
+        problem = _problem(record)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError, ValueError, TypeError) as error:
+        problem = f"does not decode: {error}"
+    if problem:
+        record = {"raw": raw, "error": f"the dead letter itself {problem}"}
     return _letter(f"{shard}/{entry}", shard, count, failed_at_ms, record)
+
+
+def _problem(record: Any) -> str:
+    """Why no worker could handle what the record says; '' when one could, or when it holds an unread entry."""
+    if not isinstance(record, dict):
+        return "is not a map"
+    if record.get("id") and not _parses(MessageId.parse, record["id"]):
+        return "names no message"
+    if not isinstance(record.get("key"), (str, bytes, type(None))):
+        return "has a key that is neither str nor bytes"
+    return "" if _sound_headers(record.get("headers")) else "has headers that are no map from str to str or bytes"
+
+
+def _sound_headers(headers: Any) -> bool:
+    return headers is None or (
+        isinstance(headers, dict)
+        and all(isinstance(name, str) and isinstance(value, (str, bytes)) for name, value in headers.items())
+    )
 
 
 def _letter(name: str, shard: int, count: int, failed_at_ms: int, record: Mapping[Any, Any]) -> DeadLetter:
@@ -106,16 +138,16 @@ def _letter(name: str, shard: int, count: int, failed_at_ms: int, record: Mappin
 
     def number(field: str, otherwise: int = 0) -> int:
         value = record.get(field)
-        return value if isinstance(value, int) else otherwise
+        return value if type(value) is int else otherwise
 
-    key, headers, raw = record.get("key"), record.get("headers"), record.get("raw")
+    raw, unread = record.get("raw"), text("entry")
     return DeadLetter(
         id=name,
         shard=shard,
         message_id=text("id"),
-        key=key if isinstance(key, (str, bytes)) else None,
+        key=record.get("key"),
         value=record.get("value"),
-        headers=headers if isinstance(headers, dict) else None,
+        headers=record.get("headers"),
         messages=count,
         attempts=number("attempts"),
         sent_at_ms=number("sent_at_ms"),
@@ -123,6 +155,7 @@ def _letter(name: str, shard: int, count: int, failed_at_ms: int, record: Mappin
         error=text("error"),
         traceback=text("traceback"),
         raw=raw if isinstance(raw, bytes) else b"",
+        entry=unread if _parses(entry_key, unread) else "",
     )
 
 
@@ -138,10 +171,9 @@ def kept_again(letter: DeadLetter) -> list[tuple[bytes, bytes]]:
         msg = f"dead letter {letter.id} has nothing that could be handled: {letter.error or 'its message is gone'}"
         raise CorruptData(msg)
     batch = records.decode(letter.raw)
-    entry = letter.id.partition("/")[2]
     return [
         _kept(
-            entry,
+            _entry(letter),
             index,
             key,
             batch.values[index],
@@ -151,6 +183,10 @@ def kept_again(letter: DeadLetter) -> list[tuple[bytes, bytes]]:
         for index, key in enumerate(batch.keys)
         if index not in (batch.holes or ())
     ]
+
+
+def _entry(letter: DeadLetter) -> str:
+    return letter.entry or letter.id.partition("/")[2]
 
 
 def _kept(
@@ -167,6 +203,6 @@ def in_order(letters: Sequence[DeadLetter]) -> list[DeadLetter]:
         if letter.message_id:
             where = MessageId.parse(letter.message_id)
             return entry_key(where.entry), where.index
-        return entry_key(letter.id.partition("/")[2]), 0
+        return entry_key(_entry(letter)), 0
 
     return sorted(letters, key=place)

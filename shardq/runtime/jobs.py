@@ -55,13 +55,13 @@ class Job:
     async def ended(self, timeout: float | None = None) -> JobState:  # noqa: ASYNC109  # as above
         """Waits for the end and returns the last state, done or dead. Raises JobTimeout and UnknownJob."""
         pause = POLL_FIRST_S
+        state = await self.state()
         with anyio.move_on_after(timeout):
-            while True:
-                state = await self.state()
-                if state.finished:
-                    return state
+            while not state.finished:
                 await anyio.sleep(pause)
+                state = await self.state()
                 pause = min(pause * 1.5, POLL_LAST_S)
+            return state
         msg = f"job {self.id} did not end within {timeout:g} s: wait again, or look at its state"
         raise JobTimeout(msg)
 

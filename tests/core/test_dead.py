@@ -23,7 +23,6 @@ from shardq.errors import CorruptData, UsageError
 ENTRY = "1795231414661-3"
 FIELDS = ("id", "key", "value", "headers", "sent_at_ms", "attempts", "failed_at_ms", "error", "traceback", "raw")
 # Goes with the mending of core/dead.py that these tests ask for.
-AWAITS = pytest.mark.xfail(reason="core/dead.py trusts what is stored in a dead letter", strict=False)
 OWNER = Ownership("orders", "billing", 4, 1, "n")
 
 keys = st.none() | st.text() | st.binary()
@@ -77,7 +76,6 @@ def test_every_field_of_a_message() -> None:
     assert found == DeadLetter(id=f"4/{ENTRY}", shard=4, message_id="4/1-2/3", messages=1, **rest)  # type: ignore[arg-type]
 
 
-@AWAITS
 def test_an_entry_that_could_not_be_read() -> None:
     found = open_letter(4, ENTRY, [b"count", b"7", b"record", dead_letter("1-2", None, b"\x00bad", "too short")])
     assert (found.messages, found.raw, found.error, found.message_id) == (7, b"\x00bad", "too short", "")
@@ -116,8 +114,8 @@ def test_a_letter_that_can_not_be_read_itself_says_so_and_keeps_its_bytes(raw: b
         b"\xd9\xa3",
         b" 1",
         None,
-        pytest.param(b"9" * 5000, marks=AWAITS),
-        pytest.param(b"9007199254740992", marks=AWAITS),
+        b"9" * 5000,
+        b"9007199254740992",
     ],
 )
 def test_a_count_that_is_none_is_one(count: bytes | None) -> None:
@@ -149,7 +147,6 @@ def test_no_bytes_raise(fields: list[bytes], ms: int, seq: int) -> None:
     check_sound(open_letter(4, f"{ms}-{seq}", fields), f"{ms}-{seq}")
 
 
-@AWAITS
 @settings(max_examples=100)
 @given(
     st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=3), anything, max_size=8),
@@ -159,7 +156,6 @@ def test_no_fields_raise(record: dict[str, Any], count: bytes) -> None:
     check_sound(open_letter(4, ENTRY, stored(record, count)), ENTRY)
 
 
-@AWAITS
 @given(st.binary(max_size=200), st.integers(0, 200), st.binary(min_size=1, max_size=4))
 def test_no_damage_raises(value: bytes, at: int, damage: bytes) -> None:
     whole = stored({"id": f"4/{ENTRY}/0", "key": "k", "value": value, "headers": {"a": "b"}, "sent_at_ms": 1})[3]
@@ -201,8 +197,8 @@ def test_an_id_is_read_back(shard: int, ms: int, seq: int) -> None:
         "01/1-0",
         "0/1-" + "9" * 5000,
         "0/x-0",
-        pytest.param("0/\u0661-0", marks=AWAITS),
-        pytest.param("0/99999999999999999999-0", marks=AWAITS),
+        "0/\u0661-0",
+        "0/99999999999999999999-0",
         None,
         5,
     ],
@@ -299,7 +295,6 @@ def test_all_messages_of_an_entry_that_can_be_read_now_are_handed_back() -> None
     assert [each.id for each in found] == [f"4/{ENTRY}/{index}" for index in range(3)]
 
 
-@AWAITS
 def test_messages_of_an_entry_keep_their_ids() -> None:
     record = dead_letter("1-2", None, batch("a", "b"), "an old reader")
     handed = kept_again(open_letter(4, ENTRY, [b"count", b"2", b"record", record]))
@@ -339,7 +334,6 @@ BROKEN: list[dict[str, Any]] = [
 ]
 
 
-@AWAITS
 @pytest.mark.parametrize("fields", BROKEN, ids=lambda fields: str(fields)[:30])
 def test_what_no_worker_could_handle_is_not_handed_back(fields: dict[str, Any]) -> None:
     broken = letter(**fields)

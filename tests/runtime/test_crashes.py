@@ -13,12 +13,15 @@ import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
 import shardq
 from shardq.ops.local_cluster import LocalCluster
+from shardq.storage import calls
+from shardq.storage.cluster import pack_command
 from tests.runtime.crowd import (
     APP,
     LEASE_S,
@@ -32,7 +35,7 @@ from tests.runtime.crowd import (
     to_be_dead,
     to_be_done,
 )
-from tests.runtime.harness import GROUP, ROOT, WorkerProcess, check_equation, drained, owners, until, workers
+from tests.runtime.harness import GROUP, ROOT, WorkerProcess, check_equation, drained, owners, running, until, workers
 
 pytestmark = pytest.mark.anyio
 
@@ -292,3 +295,49 @@ async def test_a_message_that_kills_its_worker_ends_as_a_dead_letter_and_nothing
         assert states[50].status == "dead"
         assert "died" in states[50].error
         assert len(running) <= 7, "killed about four times, not for ever"
+
+
+async def test_a_cancelled_worker_commits_nothing_behind_a_commit_that_is_refused(
+    cluster: LocalCluster, queue_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last commit would acknowledge the record batch whole, with the messages that the refused one stood for."""
+    real, under_way = calls.step, anyio.Event()
+    others_done = anyio.Event()
+
+    async def step(*args: Any, **more: Any) -> calls.Stepped:
+        if args[4].effects and not under_way.is_set():
+            under_way.set()
+            await anyio.sleep_forever()
+        return await real(*args, **more)
+
+    def make_worker() -> shardq.Worker:
+        worker = shardq.Worker(queue_name, group=GROUP)
+
+        @worker.handler
+        async def handle(message: shardq.Message) -> None:
+            if message.value == 2:
+                await under_way.wait()
+                others_done.set()
+            async with message.atomic() as tx:
+                tx.rpush(message.local_key("list"), message.value)
+                if message.value == 1:
+                    tx.incrby(message.local_key("list"), 1)  # refused: a list is no number
+
+        return worker
+
+    monkeypatch.setattr(calls, "step", step)
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=1)
+        async with queue.producer() as producer:
+            await producer.send_many(("k", number) for number in range(3))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(make_worker().run, client)
+            await others_done.wait()
+            await anyio.wait_all_tasks_blocked()
+            tasks.cancel_scope.cancel()
+        async with running(client, make_worker()):
+            await until(lambda: drained(queue), 20, "an empty backlog")
+        packed = pack_command("LRANGE", queue.local_key("list", "k"), 0, -1)
+        assert await client.pipes.command(queue.shards[0].slot, packed) == [b"0", b"2"]
+        assert [letter.value async for letter in queue.dead_letters(GROUP)] == [1]
+        await check_nothing_is_left(queue)
