@@ -10,6 +10,7 @@ Bytes from Redis are untrusted: decoding raises CorruptData and nothing else.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from itertools import repeat
 from typing import Any
 
@@ -65,6 +66,11 @@ def pristine_value(message: Message) -> Any:
             return message.value
         batch.pristine = records.decode(batch.raw)  # once a batch, however many of its messages fail
     return batch.pristine.values[message.index]
+
+
+def restore_value(message: Message) -> None:
+    """Undoes what a handler that was stopped did to the message's value: it is handled anew, or kept."""
+    message.value = deepcopy(pristine_value(message))  # the pristine one must stay so
 
 
 def keep(message: Message, value: Any, attempt: int, error: str) -> bytes:

@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 
 from shardq.core import jobs
+from shardq.core.intake import restore_value
 from shardq.core.lanes import Lanes, lane_key
 from shardq.core.later import Later
 from shardq.core.lease import Trust
@@ -96,6 +97,8 @@ class OwnedShard(Ownership):
         self.trust.renewed(sent_monotonic_s)
         self.trusted_until_monotonic_s = self.trust.until_monotonic_s
         suspended, self.suspended = self.suspended, []
+        for message in suspended:
+            restore_value(message)
         return suspended
 
     # -- what is due -----------------------------------------------------------------------------------------

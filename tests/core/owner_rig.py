@@ -190,7 +190,7 @@ class OwnerRig:
         assert id_ not in map(id_of, self.running), "handled twice at once"
         assert message.value in ([*id_], {"name": b"x", "batch": b"x"}), "the value is not the one that was sent"
         assert Clock.now_s >= self.due_s.pop(id_, 0.0) - 0.001, "handled before it was due"
-        assert message.attempt == self.tries.get(id_, message.attempt), "the failure before was not counted"
+        assert message.attempt == self.tries.setdefault(id_, message.attempt), "the failure before was not counted"
         if self.by_key and self.lane_of[id_] is not None:
             self._start_of_key(message, id_)
         self.running.append(message)
@@ -210,6 +210,16 @@ class OwnerRig:
         """A handler ends: 'returns', 'writes' (the first message of a batch what Redis refuses), 'dead' or 'fails
         <seconds to the next try>'."""
         self._end(self.running.pop(place), what)
+
+    def interrupt(self) -> None:
+        """The lease was not trusted for a moment: what runs is stopped, and goes on."""
+        for message in self.running:
+            self._scribble(message)
+        self.shard.suspended, self.running = self.running, []
+        self._resume(self.shard.renewed(Clock.now_s))
+
+    def _resume(self, messages: list[Message]) -> None:
+        self.ready.extend(messages)
 
     def _end(self, message: Message, what: str) -> None:
         self._scribble(message)
@@ -398,6 +408,9 @@ class ListsRig(OwnerRig):
 
     def _deliver(self, batches: list[list[Message]]) -> None:
         self.lists.deliver(self.shard, batches)
+
+    def _resume(self, messages: list[Message]) -> None:
+        self.lists.resume(self.shard, messages)
 
     @property
     def may_take(self) -> bool:

@@ -19,6 +19,7 @@ from shardq.core.intake import (
     open_kept,
     pack_progress,
     pristine_value,
+    restore_value,
     unpack_progress,
 )
 from shardq.core.message import Batch, Message, Ownership
@@ -137,6 +138,19 @@ def test_a_kept_value_is_pristine_after_a_handler_changed_it() -> None:
         message, _ = open_kept(OWNER, 12, record(value=value))
         scribble(message)
         assert pristine_value(message) == value
+
+
+def test_a_restored_value_may_be_changed_again() -> None:
+    messages = batch_of([{"a": [1, 2]}, {"a": [3]}])
+    for _ in range(3):
+        for message in messages:
+            scribble(message)
+            restore_value(message)
+        assert [message.value for message in messages] == [{"a": [1, 2]}, {"a": [3]}]
+    kept, _ = open_kept(OWNER, 12, record(value={"a": [1]}))
+    scribble(kept)
+    restore_value(kept)
+    assert kept.value == {"a": [1]}
 
 
 def test_a_message_without_what_it_was_read_from_has_the_value_it_has() -> None:

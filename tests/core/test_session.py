@@ -15,7 +15,9 @@ from tests.core.owner_rig import ListsRig, OwnerRig, UnorderedRig, small_bounds
 
 KEYS: list[Key] = [None, "a", "a", b"a", b"\xff"]
 FATES = ["answered"] * 4 + ["reply lost", "call lost"]
-ENDS = ["take"] * 6 + ["returns"] * 3 + ["fails 0", "fails 0.05", "fails 1", "fails 30", "dead", "writes"]
+ENDS = (
+    ["interrupt"] + ["take"] * 6 + ["returns"] * 3 + ["fails 0", "fails 0.05", "fails 1", "fails 30", "dead", "writes"]
+)
 OTHERS = ["append"] * 6 + ["broken", "foreign", "delete", "delete an entry"]
 SOME_KEYS = st.lists(st.sampled_from(KEYS), min_size=1, max_size=4)
 WAITS_S = st.sampled_from([0.0, 0.0, 0.0, 0.05, 2.0, 40.0])
@@ -76,6 +78,8 @@ class OwnerMachine(RuleBasedStateMachine):
         for what, place in events:
             if rig.may_take and (what == "take" or not rig.running):
                 rig.take()
+            elif what == "interrupt":
+                rig.interrupt()
             elif rig.running:
                 rig.end(place % len(rig.running), "returns" if what == "take" else what)
 
@@ -305,6 +309,21 @@ def test_a_suspect_behind_one_that_waits_long_holds_up_nothing_new() -> None:
             rig.take()
             rig.end(0, "returns")
     assert (4, 0) in rig.over
+    rig.settle()
+
+
+@pytest.mark.parametrize("kind", [OwnerRig, UnorderedRig, ListsRig])
+def test_who_was_stopped_finds_the_value_as_it_was_sent(kind: type[OwnerRig]) -> None:
+    rig = started(["a", "a"], ["a"], kind=kind)
+    rig.append_foreign()
+    rig.step()
+    for _ in range(3):
+        rig.take()
+        rig.interrupt()
+    rig.take()
+    rig.interrupt()
+    rig.take()
+    rig.end(0, "fails 0")
     rig.settle()
 
 

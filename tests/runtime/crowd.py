@@ -76,6 +76,10 @@ class Crowd:
                 return
             self.kill_oldest()
 
+    async def deaths(self, count: int) -> None:
+        """Waits until so many were killed."""
+        await until(lambda: self.kills >= count, 60, f"{count} deaths")
+
     def kill_oldest(self) -> None:
         start, worker = self.running.pop(0)
         self.running.append((start, start()))
