@@ -16,7 +16,7 @@ class Batch:
     then `item` is its number among those (core/later.py) and `entry` where it lay. `raw` is what it was decoded
     from."""
 
-    __slots__ = ("changed", "count", "done", "entry", "item", "owner", "pristine", "raw", "remaining")
+    __slots__ = ("changed", "count", "done", "entry", "headed", "item", "owner", "pristine", "raw", "remaining")
 
     def __init__(self, owner: Ownership, entry: str, count: int, raw: bytes = b"", item: int = 0) -> None:
         self.owner = owner
@@ -28,6 +28,7 @@ class Batch:
         self.raw = raw
         self.item = item
         self.pristine: RecordBatch | None = None
+        self.headed = bool(item)  # whether some message may have headers
 
 
 class Ownership:

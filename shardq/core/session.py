@@ -449,6 +449,7 @@ class Session:
         try:
             decoded = records.decode(raw)
             batch = Batch(self.owner, entry, len(decoded.keys), raw)
+            batch.headed = decoded.headers is not None
             messages = build_messages(decoded, batch)
         except CorruptData as error:
             return self._set_aside(entry, records.count_of(raw), raw, str(error))

@@ -330,9 +330,10 @@ class BatchRunners(Runners):
                 self.failed(shard, messages, own_cancellation(error))
                 self._next(shard)
             else:
-                for message in messages:
-                    if message.headers is not None:
-                        shard.tell_job(message, jobs.DONE)
+                for batch in taken:
+                    if batch[0].batch.headed:
+                        for message in batch:
+                            shard.tell_job(message, jobs.DONE)
                 shard.finish_list(taken)
                 self._next(shard)
             finally:
