@@ -99,12 +99,14 @@ _OF_GROUPS: list[tuple[type[Metric], str, str, Callable[[GroupView], float]]] = 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What was read last. `read_monotonic_s` is when all of it could be read; `failed` holds if that was not now.
-    `still_s` has, by queue, shard and group, for how long this exporter has seen a held lease without a renewal."""
+    """What was read last. `read_monotonic_s` is when all of it could be read; `failed` holds if that was not now, and
+    `whole` has the queues of which everything could be read now. `still_s` has, by queue, shard and group, for how
+    long this exporter has seen a held lease without a renewal."""
 
     queues: dict[str, QueueView] = field(default_factory=dict)
     errors: int = 0
     failed: bool = True
+    whole: frozenset[str] = frozenset()
     tried_monotonic_s: float = float("-inf")
     read_monotonic_s: float = float("-inf")
     read_took_s: float = 0.0
@@ -129,12 +131,15 @@ class QueueReader:
     async def _read(self) -> Snapshot:
         started, errors = anyio.current_time(), self.last.errors
         queues: dict[str, QueueView] = {}
+        whole: set[str] = set()
 
         async def look(name: str) -> None:
             nonlocal errors
             before = self.last.queues.get(name)
             view = await self._read_one(name)
             errors += 1 if view is None else len(view.unreadable)
+            if view is not None and not view.unreadable:
+                whole.add(name)
             if view is not None and before is not None:
                 # A shard whose master is away keeps its last values, like a whole queue that can't be read.
                 view = replace(view, shards={**before.shards, **view.shards}, groups={**before.groups, **view.groups})
@@ -151,7 +156,16 @@ class QueueReader:
                 tasks.start_soon(look, name)
         now, failed = anyio.current_time(), errors > self.last.errors
         read_at = self.last.read_monotonic_s if failed else now
-        return Snapshot(dict(sorted(queues.items())), errors, failed, now, read_at, now - started, self._still(queues))
+        return Snapshot(
+            queues=dict(sorted(queues.items())),
+            errors=errors,
+            failed=failed,
+            whole=frozenset(whole),
+            tried_monotonic_s=now,
+            read_monotonic_s=read_at,
+            read_took_s=now - started,
+            still_s=self._still(queues),
+        )
 
     def _still(self, queues: dict[str, QueueView]) -> dict[tuple[str, str, str], float]:
         """A lease says who took it, not whether they live: only renewals do, and their standing still."""
@@ -204,6 +218,10 @@ class QueueCollector(Collector):
         for labels, seconds in snapshot.still_s.items():
             still.add_metric(labels, seconds)
         yield still
+        up = GaugeMetricFamily("shardq_queue_up", "1 when all of the queue was read at this scrape.", labels=["queue"])
+        for name in snapshot.queues:
+            up.add_metric([name], name in snapshot.whole)
+        yield up
         yield from _of_exporter(snapshot, now)
 
     async def _look(self) -> tuple[Snapshot, float]:

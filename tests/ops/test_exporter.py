@@ -43,6 +43,7 @@ REQUIRED = {
     "shardq_lease_owned": "gauge",
     "shardq_lease_epoch": "gauge",
     "shardq_rebalances_total": "counter",
+    "shardq_queue_up": "gauge",
     "shardq_exporter_up": "gauge",
     "shardq_exporter_errors_total": "counter",
 }
@@ -166,7 +167,7 @@ async def test_every_figure_is_what_was_sent_and_handled(cluster: LocalCluster, 
         assert done.total("shardq_backlog_messages", queue_name) == 0
         assert done.total("shardq_pel_messages", queue_name) == 0
         assert done.total("shardq_pel_entries", queue_name) == 0
-        assert done.one("shardq_exporter_up") == 1
+        assert done.values("shardq_queue_up", queue_name) == [1]
         async with shardq.connect(cluster.url) as other, exporting(other) as second:
             assert (await scrape(second)).totals(queue_name) == (await scrape(url)).totals(queue_name)
             assert (await scrape(second)).total("shardq_messages_acked_total", queue_name) == SENT - DEAD
@@ -194,6 +195,22 @@ async def test_scrapes_at_once_share_a_reading(cluster: LocalCluster, queue_name
                 tasks.start_soon(look)
         assert len({id(snapshot) for snapshot in got}) == 1
         assert got[0].queues[queue_name].appended == 0
+
+
+async def test_a_queue_that_cannot_be_read_takes_no_other_down(cluster: LocalCluster, queue_name: str) -> None:
+    bad = f"{queue_name}-bad"
+    async with shardq.connect(cluster.url) as client, exporting(client) as url:
+        await client.queue(queue_name, shards=2)
+        queue = await client.queue(bad, shards=2)
+        packed = pack_command("HSET", queue.keys.routing, "table", b"\xc1 no table")
+        assert (await scrape(url)).values("shardq_queue_up", bad) == [1]
+        await client.pipes.command(queue.keys.control_slot, packed)
+        seen = await scrape(url)
+        assert seen.values("shardq_queue_up", bad) == [0]
+        assert seen.values("shardq_queue_up", queue_name) == [1]
+        assert seen.values("shardq_messages_appended_total", queue_name) == [0, 0]
+        assert seen.one("shardq_exporter_up") == 0
+        await client.pipes.command(queue.keys.control_slot, pack_command("DEL", queue.keys.routing))
 
 
 async def test_an_outage_keeps_the_last_values_and_counts_errors(
