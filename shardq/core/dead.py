@@ -17,7 +17,7 @@ import msgspec
 
 from shardq.core import records
 from shardq.core.ids import MessageId, entry_key
-from shardq.core.intake import KeptRecord
+from shardq.core.intake import KeptRecord, unhindered
 from shardq.core.lanes import lane_key
 from shardq.core.later import key_tag
 from shardq.core.records import Headers, Key
@@ -193,7 +193,7 @@ def _kept(
     entry: str, index: int, key: Key, value: Any, headers: Headers | None, sent_at_ms: int
 ) -> tuple[bytes, bytes]:
     record = KeptRecord(entry, index, key, value, dict(headers) if headers else None, sent_at_ms, 1, "")
-    return key_tag(key), msgspec.msgpack.encode(record)
+    return key_tag(key), unhindered(lambda: msgspec.msgpack.encode(record))
 
 
 def in_order(letters: Sequence[DeadLetter]) -> list[DeadLetter]:

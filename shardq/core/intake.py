@@ -9,10 +9,10 @@ Bytes from Redis are untrusted: decoding raises CorruptData and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from copy import deepcopy
+from collections.abc import Callable, Sequence
 from itertools import repeat
-from typing import Any
+from threading import Thread
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -20,6 +20,7 @@ from shardq.core import records
 from shardq.core.message import Batch, Message, Ownership
 from shardq.errors import CorruptData
 
+T = TypeVar("T")
 _MAX_MS = (1 << 63) - 1
 _DIGITS = bytes([48, 49]) + bytes(range(2, 256))
 
@@ -38,6 +39,34 @@ class KeptRecord(msgspec.Struct, array_like=True):
 
 
 _kept_decoder = msgspec.msgpack.Decoder(KeptRecord)
+
+
+def unhindered(make: Callable[[], T]) -> T:
+    """Makes what is made of a value that was decoded before. How deep a value may be nested depends on how deep the
+    caller stands: one that could just be decoded there might not be encoded here, so then it is done on a stack of its
+    own, where there is more room than there was."""
+    try:
+        return make()
+    except (RecursionError, CorruptData):
+        return _on_own_stack(make)
+
+
+def _on_own_stack(make: Callable[[], T]) -> T:
+    made: list[T] = []
+    failed: list[Exception] = []
+
+    def run() -> None:
+        try:
+            made.append(make())
+        except Exception as error:
+            failed.append(error)
+
+    thread = Thread(target=run)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return made[0]
 
 
 def build_messages(decoded: records.RecordBatch, batch: Batch) -> list[Message]:
@@ -60,33 +89,28 @@ def pristine_value(message: Message) -> Any:
     """The message's value as it was stored, whatever a handler did to the object it was given."""
     batch = message.batch
     if batch.item:
-        return _kept_decoder.decode(batch.raw).value
+        return unhindered(lambda: _kept_decoder.decode(batch.raw)).value
     if batch.pristine is None:
         if not batch.raw:
             return message.value
-        batch.pristine = records.decode(batch.raw)  # once a batch, however many of its messages fail
+        batch.pristine = unhindered(
+            lambda: records.decode(batch.raw)
+        )  # once a batch, however many of its messages fail
     return batch.pristine.values[message.index]
 
 
 def restore_value(message: Message) -> None:
     """Undoes what a handler that was stopped did to the message's value: it is handled anew, or kept."""
-    message.value = deepcopy(pristine_value(message))  # the pristine one must stay so
+    value = pristine_value(message)  # must stay so: this is a copy; deepcopy would refuse what is deeply nested
+    message.value = unhindered(lambda: msgspec.msgpack.decode(msgspec.msgpack.encode(value)))
 
 
 def keep(message: Message, value: Any, attempt: int, error: str) -> bytes:
     """The record of a message that is handled later."""
-    return msgspec.msgpack.encode(
-        KeptRecord(
-            message.batch.entry,
-            message.index,
-            message.key,
-            value,
-            dict(message.headers) if message.headers else None,
-            message.sent_at_ms,
-            attempt,
-            error,
-        )
-    )
+    headers = dict(message.headers) if message.headers else None
+    where = message.batch.entry, message.index
+    kept = KeptRecord(*where, message.key, value, headers, message.sent_at_ms, attempt, error)
+    return unhindered(lambda: msgspec.msgpack.encode(kept))
 
 
 def open_kept(owner: Ownership, item: int, raw: bytes) -> tuple[Message, str]:

@@ -20,7 +20,7 @@ An entry that shardq wrote has exactly these two fields, in this order:
         5  array             only with 0x04: places of the deleted messages, rising from 0; their key, value and headers
                              are nil
 
-A batch is compressed when that makes it smaller and it unpacks to at most 16 MiB; readers take both kinds side by side.
+A batch is compressed when that makes it smaller and it unpacks to at most 4 MiB; readers take both kinds side by side.
 
 Any other entry is one message of another client: its value is the map of its fields, it has no key.
 
@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -48,10 +48,13 @@ Headers = Mapping[str, str | bytes]
 _KEY_TYPES = frozenset((str, bytes, type(None)))
 
 _encoder = msgspec.msgpack.Encoder()
-_Times = list[int] | None
-_AllHeaders = list[dict[str, Any] | None] | None
-_decoder = msgspec.msgpack.Decoder(tuple[int, _Times, list[Any], list[Any], _AllHeaders])
-_decoder_with_holes = msgspec.msgpack.Decoder(tuple[int, _Times, list[Any], list[Any], _AllHeaders, list[int]])
+_Short = msgspec.Meta(max_length=MAX_MESSAGES)  # refused before there is room made for more
+_Times = Annotated[list[int], _Short] | None
+_List = Annotated[list[Any], _Short]
+_AllHeaders = Annotated[list[dict[str, Any] | None], _Short] | None
+_Holes = Annotated[list[int], _Short]
+_decoder = msgspec.msgpack.Decoder(tuple[int, _Times, _List, _List, _AllHeaders])
+_decoder_with_holes = msgspec.msgpack.Decoder(tuple[int, _Times, _List, _List, _AllHeaders, _Holes])
 _FLAG_OF: dict[Compression, int] = {"zlib": 0x01, "zstd": 0x02}
 _COMPRESSION_OF: dict[int, Compression] = {flag: name for name, flag in _FLAG_OF.items()}
 _PACKED = 0x03
@@ -77,9 +80,10 @@ def pack_value(value: Any) -> Any:
     if type(value) is str:
         try:
             value.encode()
-        except UnicodeEncodeError as error:
+        except UnicodeEncodeError:
+            # Not as the cause: it holds the value, which whoever logs errors would log.
             msg = "a str value has surrogates that UTF-8 can't carry: send bytes instead"
-            raise InvalidValue(msg) from error
+            raise InvalidValue(msg) from None
         return value
     try:
         return msgspec.Raw(_encoder.encode(value))
@@ -87,7 +91,7 @@ def pack_value(value: Any) -> Any:
         msg = (
             f"a value of type {type(value).__name__} can't be carried ({error}): send bytes, str, or what msgpack knows"
         )
-        raise InvalidValue(msg) from error
+        raise InvalidValue(msg) from None
 
 
 def check_headers(headers: Any) -> Headers:

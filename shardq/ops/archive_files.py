@@ -38,6 +38,9 @@ MARKER = "archive.json"
 LEVEL = 6
 ROOM_BYTES = 1024 * 1024
 
+MAX_MEMBER_BYTES = 1 << 30
+"""No member is unpacked further: more than the largest message that Redis takes makes as a line."""
+
 Place = tuple[int, int, int]
 """Where a message stands in its shard: (ms, seq) of its entry, index in the entry."""
 
@@ -109,7 +112,7 @@ def owner_of(folder: Path) -> tuple[str, str]:
         if found["format"] == FORMAT:
             return str(found["queue"]), str(found["group"])
         msg = f"{folder} is an archive of format {found['format']!r}, this shardq reads {FORMAT}: use a newer one"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         msg = f"{folder} is no archive: its {MARKER} can't be read ({error})"
         raise UsageError(msg) from error
     raise UsageError(msg)
@@ -144,7 +147,7 @@ def unpack_member(member: bytes) -> bytes | None:
     """Its lines; None when it is not sound."""
     unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
     try:
-        lines = unpacker.decompress(member)
+        lines = unpacker.decompress(member, MAX_MEMBER_BYTES)
     except zlib.error:
         return None
     return lines if unpacker.eof and not unpacker.unused_data else None
@@ -221,7 +224,7 @@ class FileReader:
             raise self._damaged(offset)
         try:
             return [(place(_id_of(line).id), line) for line in unpacked.splitlines()]
-        except (msgspec.MsgspecError, UnicodeDecodeError, UsageError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, UsageError) as error:
             raise self._damaged(offset) from error
 
     def _unpacked(self, offset: int, end: int) -> bytes | None:

@@ -55,9 +55,8 @@ class DeadLetters:
         shard, entry = parse_dead_id(dead_id)
         if shard in self._shards:
             keys = self._shards[shard]
-            packed = pack_command("XRANGE", keys.dead(self._group), entry, entry)
-            for found, fields in await self._pipes.command(keys.slot, packed):
-                return open_letter(shard, found.decode(), fields)
+            for found, fields in await dead.read_one(self._pipes, keys, self._group, entry):
+                return open_letter(shard, found, fields)
         return None
 
     async def replay(

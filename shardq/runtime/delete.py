@@ -23,7 +23,7 @@ from shardq.storage.calls import missing_shard
 from shardq.storage.cluster import pack_command
 from shardq.storage.keys import ShardKeys
 from shardq.storage.pipes import Pipes
-from shardq.storage.reply import shape
+from shardq.storage.reply import entries_of, shape
 
 POLL_S = 0.05
 _DELAYED = re.compile(r"(\d+)/(d\d+)/0")
@@ -55,10 +55,12 @@ async def redact_marked(pipes: Pipes, shard: ShardKeys, marks: Iterable[tuple[st
 
 async def _redact(pipes: Pipes, shard: ShardKeys, entry: str, indices: set[int]) -> bool:
     stored = await pipes.command(shard.slot, pack_command("XRANGE", shard.stream, entry, entry))
+    with shape("XRANGE"):
+        found = entries_of(stored)
     rest = b""
-    if stored and is_batch(stored[0][1]):
+    if found and is_batch(found[0][1]):
         try:
-            raw = stored[0][1][3]
+            raw = found[0][1][3]
             batch = records.decode(raw)
             for index in indices:
                 batch = records.without(batch, index)
@@ -124,9 +126,11 @@ async def _wait_for_owner(pipes: Pipes, shard: ShardKeys, group: str, version: i
     """Until the lease is free (whoever takes it reads the marks first), or its holder has seen the mark."""
     packed = pack_command("HMGET", shard.group(group), "token", "marks")
     while True:
-        token, seen = await pipes.command(shard.slot, packed)
-        if not token or (seen and seen.isdigit() and int(seen) >= version):
-            return
+        reply = await pipes.command(shard.slot, packed)
+        with shape("HMGET"):
+            token, seen = reply
+            if not token or (seen and seen.isdigit() and int(seen) >= version):
+                return
         await anyio.sleep(POLL_S)
 
 

@@ -10,7 +10,7 @@ from time import time_ns
 
 import msgspec
 
-from shardq.core.intake import pristine_value
+from shardq.core.intake import pristine_value, unhindered
 from shardq.core.message import Message
 
 ERROR_CHARACTERS = 2000
@@ -56,16 +56,15 @@ def dead_record_of(message: Message, error: str) -> bytes:
 def _record(message: Message, error: str, trace: str) -> bytes:
     # As it was stored: what the handler put into the object it was given is neither replayed nor shown.
     value = pristine_value(message)
-    return msgspec.msgpack.encode(
-        {
-            "id": message.id,
-            "key": message.key,
-            "value": value,
-            "headers": dict(message.headers) if message.headers else None,
-            "sent_at_ms": message.sent_at_ms,
-            "attempts": message.attempt,
-            "failed_at_ms": time_ns() // 1_000_000,
-            "error": error,
-            "traceback": trace,
-        }
-    )
+    record = {
+        "id": message.id,
+        "key": message.key,
+        "value": value,
+        "headers": dict(message.headers) if message.headers else None,
+        "sent_at_ms": message.sent_at_ms,
+        "attempts": message.attempt,
+        "failed_at_ms": time_ns() // 1_000_000,
+        "error": error,
+        "traceback": trace,
+    }
+    return unhindered(lambda: msgspec.msgpack.encode(record))

@@ -23,7 +23,7 @@ from shardq.runtime.tasks import task_group
 from shardq.storage.cluster import pack_command
 from shardq.storage.keys import ShardKeys
 from shardq.storage.pipes import DEFAULT_TIMEOUT_S, Pipes
-from shardq.storage.reply import shape
+from shardq.storage.reply import entries_of, shape
 
 if TYPE_CHECKING:
     from shardq.runtime.queue import Queue
@@ -184,7 +184,7 @@ class Pager:
             except StoreTimeout:
                 if count == 1:
                     raise
-                self._count = max(1, count // GROWTH)  # it may be the size of the answer that kept it from coming
+                self._count = 1  # it may be the size of the answer that kept it from coming
                 continue
             if entries:
                 self._moved(entries)
@@ -195,7 +195,7 @@ class Pager:
         command = pack_command("XREVRANGE" if self._reverse else "XRANGE", self._keys.stream, *ends, "COUNT", count)
         reply = await self._pipes.command(self._keys.slot, command, timeout_s=self._timeout_s)
         with shape("XRANGE"):
-            return [(entry.decode(), fields or ()) for entry, fields in reply]
+            return list(entries_of(reply))
 
     def _moved(self, entries: list[Entry]) -> None:
         beyond = f"({entries[-1][0]}"

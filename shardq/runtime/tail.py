@@ -15,7 +15,7 @@ from shardq.errors import StoreError
 from shardq.runtime.history import Choice, Pager, feed, make_pagers, node_of, without_deleted
 from shardq.runtime.tasks import task_group
 from shardq.storage.cluster import pack_command
-from shardq.storage.reply import shape
+from shardq.storage.reply import entries_of, shape
 
 if TYPE_CHECKING:
     from shardq.runtime.queue import Queue
@@ -54,7 +54,8 @@ async def _last_entries(queue: Queue, shards: Sequence[int]) -> dict[int, str]:
         command = pack_command("XREVRANGE", keys.stream, "+", "-", "COUNT", 1)
         reply: Any = await queue.client.pipes.command(keys.slot, command)
         with shape("XREVRANGE"):
-            found[shard] = reply[0][0].decode() if reply else "0-0"
+            entries = entries_of(reply)
+            found[shard] = entries[0][0] if entries else "0-0"
 
     async with task_group() as tasks:
         for shard in shards:

@@ -15,7 +15,7 @@ from shardq.errors import LeaseLost, UnknownQueue
 from shardq.storage.cluster import Confirm, Packed, pack_call
 from shardq.storage.keys import ShardKeys
 from shardq.storage.pipes import Pipes
-from shardq.storage.reply import shape
+from shardq.storage.reply import entries_of, shape, text, texts
 
 # -- queues --------------------------------------------------------------------------------------------------
 
@@ -189,7 +189,7 @@ async def step(
     with shape("step"):
         status = reply[0].decode()
         if status == "OK":
-            return Stepped(status, reply[1].decode(), _fetched(reply, full=content.full))
+            return Stepped(status, reply[1].decode(), _fetched(reply, content))
         if status == "REPEAT":
             return Stepped(status, reply[1].decode())
         if status in ("EFFECT", "FULL"):
@@ -200,10 +200,20 @@ async def step(
     raise LeaseLost(msg)
 
 
-def _fetched(reply: Any, *, full: bool) -> Fetched:
+def _fetched(reply: Any, content: Step) -> Fetched:
     _, _, entries, progress, next_item, due, marks, now, items, records = reply
+    if len(texts(records)) != len(content.gets):
+        raise ValueError
+    entries_of(entries)
     return Fetched(
-        entries, progress, int(next_item), int(due) if due else None, marks, int(now), items if full else None, records
+        [(entry, fields or ()) for entry, fields in entries],
+        texts(progress),
+        int(next_item),
+        int(due) if due else None,
+        text(marks),
+        int(now),
+        texts(items) if content.full else None,
+        records,
     )
 
 

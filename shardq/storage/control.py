@@ -28,7 +28,7 @@ class Member:
         text = value.decode(errors="replace")
         nonce, _, rest = text.partition(":")
         beats, _, state = rest.partition(":")
-        return cls(nonce, int(beats), state == "leaving", text) if beats.isdecimal() else None
+        return cls(nonce, int(beats), state == "leaving", text) if beats.isdecimal() and len(beats) <= 20 else None
 
 
 @dataclass(frozen=True, slots=True)

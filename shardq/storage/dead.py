@@ -9,7 +9,7 @@ from shardq.errors import UnknownGroup
 from shardq.storage.cluster import pack_command
 from shardq.storage.keys import ShardKeys
 from shardq.storage.pipes import Pipes
-from shardq.storage.reply import shape
+from shardq.storage.reply import entries_of, shape
 
 Item = tuple[bytes, bytes]
 
@@ -22,7 +22,14 @@ async def read_dead(
     packed = pack_command("XRANGE", shard.dead(group), start, "+", "COUNT", count)
     reply = await pipes.command(shard.slot, packed)
     with shape("XRANGE"):
-        return [(entry.decode(), fields) for entry, fields in reply]
+        return entries_of(reply)
+
+
+async def read_one(pipes: Pipes, shard: ShardKeys, group: str, entry: str) -> list[tuple[str, list[bytes]]]:
+    """The dead letter of this entry id, as `read_dead` gives it; empty where there is none."""
+    reply = await pipes.command(shard.slot, pack_command("XRANGE", shard.dead(group), entry, entry))
+    with shape("XRANGE"):
+        return entries_of(reply)
 
 
 async def replay(pipes: Pipes, shard: ShardKeys, group: str, letters: Sequence[tuple[str, int, Sequence[Item]]]) -> int:

@@ -11,7 +11,9 @@ from functools import cache
 from importlib.resources import files
 
 LIBRARY = "shardq_1"
-BUILD = 2
+BUILD = 3
+
+READERS = frozenset({"inspect", "build"})  # registered with no-writes
 
 _PARTS = (
     "common",

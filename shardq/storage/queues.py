@@ -12,7 +12,7 @@ from shardq.storage.calls import missing_shard
 from shardq.storage.cluster import pack_command
 from shardq.storage.keys import Keys, ShardKeys
 from shardq.storage.pipes import Pipes
-from shardq.storage.reply import shape
+from shardq.storage.reply import shape, text
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ async def stored_queue(pipes: Pipes, keys: Keys) -> Declared | None:
     reply = await pipes.command(keys.control_slot, packed)
     with shape("HMGET"):
         table, settings, version = reply
-        return Declared(bytes(table), bytes(settings or b""), int(version or 0)) if table is not None else None
+        return Declared(text(table), text(settings or b""), int(version or 0)) if table is not None else None
 
 
 async def declare(pipes: Pipes, keys: Keys, version: int, table: bytes, settings: bytes) -> Declared:
@@ -38,7 +38,7 @@ async def declare(pipes: Pipes, keys: Keys, version: int, table: bytes, settings
     reply = await pipes.call(keys.control_slot, "declare", [keys.routing], [version, table, settings])
     with shape("declare"):
         _, _, stored_table, stored_settings, settings_version = reply
-        return Declared(bytes(stored_table), bytes(stored_settings), int(settings_version))
+        return Declared(text(stored_table), text(stored_settings), int(settings_version))
 
 
 async def put_settings(pipes: Pipes, keys: Keys, read_version: int, settings: bytes) -> int | None:

@@ -1,19 +1,52 @@
-"""Replies of our functions are untrusted input: what does not have the shape that the .lua file's header states raises
-CorruptData. Knows no function in particular.
+"""Replies are untrusted input: what does not have the shape that the .lua file's header, or Redis's manual, states
+raises CorruptData. Knows no function in particular.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from shardq.errors import CorruptData
+from shardq.core.ids import entry_key
+from shardq.errors import CorruptData, UsageError
 
 
 @contextmanager
 def shape(function: str) -> Iterator[None]:
     try:
         yield
-    except (TypeError, ValueError, IndexError, AttributeError, KeyError, UnicodeDecodeError) as error:
+    except (TypeError, ValueError, IndexError, AttributeError, KeyError, OverflowError) as error:
         msg = f"the reply of {function} does not have its shape: do all nodes run the same shardq functions?"
         raise CorruptData(msg) from error
+
+
+def text(reply: Any) -> bytes:
+    """A reply that is a string. Raises TypeError: bytes() of a number would be so many zeros."""
+    if type(reply) is not bytes:
+        raise TypeError
+    return reply
+
+
+def texts(reply: Any) -> list[bytes]:
+    """A reply that is a list of strings. Raises TypeError."""
+    if type(reply) is not list or not {bytes}.issuperset(map(type, reply)):
+        raise TypeError
+    return reply
+
+
+def entries_of(reply: Any) -> list[tuple[str, list[bytes]]]:
+    """Stream entries as XRANGE and XREADGROUP give them: their ids, and their fields, none for one that was deleted.
+    Raises TypeError or ValueError."""
+    if type(reply) is not list:
+        raise TypeError
+    return [(_entry_id(entry), texts(fields or [])) for entry, fields in reply]
+
+
+def _entry_id(entry: Any) -> str:
+    found = text(entry).decode()
+    try:
+        entry_key(found)
+    except UsageError as error:
+        raise ValueError from error
+    return found

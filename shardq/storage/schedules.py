@@ -10,7 +10,7 @@ from shardq.storage import calls
 from shardq.storage.cluster import Confirm, pack_command
 from shardq.storage.keys import Keys, ShardKeys
 from shardq.storage.pipes import Pipes
-from shardq.storage.reply import shape
+from shardq.storage.reply import shape, text, texts
 
 _VERSION = ""  # the field beside the names
 
@@ -19,13 +19,14 @@ async def version(pipes: Pipes, keys: Keys) -> bytes:
     """Another one after every change; empty while there never was a schedule."""
     reply = await pipes.command(keys.control_slot, pack_command("HGET", keys.schedules, _VERSION))
     with shape("HGET"):
-        return bytes(reply or b"")
+        return text(reply or b"")
 
 
 async def read_all(pipes: Pipes, keys: Keys) -> tuple[bytes, dict[str, bytes]]:
     """The version and every definition by name, of one moment."""
     flat = await pipes.command(keys.control_slot, pack_command("HGETALL", keys.schedules))
     with shape("HGETALL"):
+        texts(flat)
         stored = {name.decode(errors="replace"): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
         return stored.pop(_VERSION, b""), stored
 
@@ -34,7 +35,7 @@ async def read_one(pipes: Pipes, keys: Keys, name: str) -> bytes:
     """One definition; empty when there is none."""
     reply = await pipes.command(keys.control_slot, pack_command("HGET", keys.schedules, name))
     with shape("HGET"):
-        return bytes(reply or b"")
+        return text(reply or b"")
 
 
 async def swap(pipes: Pipes, keys: Keys, name: str, seen: bytes, new: bytes, confirm: Confirm | None) -> bool:
@@ -70,7 +71,7 @@ async def last_tick(pipes: Pipes, shard: ShardKeys, name: str) -> tuple[int, boo
     field = f"p:{tick_producer(name)}"
     reply = await pipes.command(shard.slot, pack_command("HGET", shard.meta, field))
     with shape("HGET"):
-        stored = bytes(reply or b"0")
+        stored = text(reply or b"0")
         return int(stored.replace(b"|", b":").partition(b":")[0]), b"|" in stored
 
 

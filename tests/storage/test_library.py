@@ -24,6 +24,7 @@ PASSWORD = "let-me-in"
 DIGEST_OF_BUILD = {
     1: "db15a4971e47bdc13457f3d7c73a7e7eafdbbdec5f0a8c200ece6fac9d33da1e",
     2: "0f444019d5dbf6a04e11e112f102677928ee26d2941b62c54001cefeb6bffc2c",
+    3: "b939b3d00727b785f2fec0f655bdeef0ec1cb45cae83b590760bed0c31fd8508",
 }
 SCRIPTS = {path.name: path.read_text(encoding="utf-8") for path in Path(str(files("shardq.storage"))).glob("**/*.lua")}
 REGISTRATION = re.compile(r"redis\.register_function[({].*?shardq_1_(\w+)'")

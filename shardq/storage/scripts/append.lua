@@ -17,7 +17,7 @@ local function append_stored(stream, appended)
       local _, at = entry_count(entry[2])
       if at and at < appended then return appended - at end
     end
-    if #entries < size then return 0 end
+    if #entries < size or entries[#entries][1] == LAST_ID then return 0 end
     from, size = '(' .. entries[#entries][1], 64
   end
 end
@@ -37,8 +37,8 @@ local function append_groups(stream, meta, appended)
   local values = redis.call('HMGET', meta, unpack(fields))
   for index, group in ipairs(groups) do
     local finished, skip, floor, last = unpack(values, index * 4 - 3, index * 4)
-    group.backlog = appended - (tonumber(finished or '') or 0) - (tonumber(skip or '') or 0) + delayed
-    group.floor, group.last = floor or '0-0', last and last ~= '' and last or '0-0'
+    group.backlog = appended - (whole(finished) or 0) - (whole(skip) or 0) + delayed
+    group.floor, group.last = entry_id(floor) or '0-0', entry_id(last) or '0-0'
   end
   return groups
 end
@@ -73,7 +73,7 @@ local function append_drop(stream, meta, groups, room)
     local behind = append_behind(groups, room)
     if not behind then break end
     if id_less(from, behind) then from = behind end
-    local entry = redis.call('XRANGE', stream, '(' .. from, '+', 'COUNT', 1)[1]
+    local entry = from ~= LAST_ID and redis.call('XRANGE', stream, '(' .. from, '+', 'COUNT', 1)[1]
     if not entry then break end
     local held, count, at = append_held(groups, entry[1]), entry_count(entry[2])
     if at and not held then
@@ -88,8 +88,8 @@ local function append_drop(stream, meta, groups, room)
     end
     from = held or entry[1]
   end
-  for name, count in pairs(skips) do redis.call('HINCRBY', meta, 'skip:' .. name, decimal(count)) end
-  if dropped > 0 then redis.call('HINCRBY', meta, 'dropped', decimal(dropped)) end
+  for name, count in pairs(skips) do add(meta, 'skip:' .. name, decimal(count)) end
+  if dropped > 0 then add(meta, 'dropped', decimal(dropped)) end
 end
 
 -- The groups, where `count` more messages do not fit; nil where they do.
@@ -171,10 +171,11 @@ local function append(keys, args)
   if not state.name then return {'MISSING'} end
   if state.answered then
     local last, mark, rest = append_answered(state.answered)
+    if not last then return corrupt(meta .. ' holds no sequence in ' .. field) end
     if sequence == last then
       redis.call('HSET', meta, field, state.answered)
       local entry, first = string.match(rest, '^([%d%-]+):(%d+)$')
-      if mark == ':' then return {'OK', entry, first} end
+      if mark == ':' and entry then return {'OK', entry, first} end
     end
     if sequence <= last then return {'STALE', decimal(last)} end
   end
@@ -215,10 +216,10 @@ end
 local DELAYED_FIRST = 1000000000000000
 
 local function append_delayed(keys, due, batch, changes)
-  local name = 'd' .. decimal(DELAYED_FIRST + redis.call('HINCRBY', keys[2], 'delayed_next', 1))
+  local name = 'd' .. decimal(DELAYED_FIRST + add(keys[2], 'delayed_next', 1))
   redis.call('ZADD', keys[3], decimal(due), name)
   redis.call('HSET', keys[5], name, batch)
-  redis.call('HINCRBY', keys[2], 'delayed', 1)
+  add(keys[2], 'delayed', 1)
   changes.due = math.min(changes.due or due, due)
   return name
 end
@@ -257,6 +258,7 @@ local function append_each(keys, args)
   if not state.name then return {'MISSING'} end
   if state.answered then
     local last, mark, rest = append_answered(state.answered)
+    if not last then return corrupt(meta .. ' holds no sequence in ' .. field) end
     if sequence == last then
       redis.call('HSET', meta, field, state.answered)
       local reply = {'OK'}
@@ -307,4 +309,4 @@ local function append_each(keys, args)
 end
 
 redis.register_function('shardq_1_append', append)
-redis.register_function('shardq_1_append_each', append_each)
+redis.register_function('shardq_1_append_each', guarded('shzzh', append_each))

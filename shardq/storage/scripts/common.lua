@@ -14,13 +14,44 @@ local function misuse(what)
   return redis.error_reply('SHARDQ_MISUSE ' .. what)
 end
 
--- A natural number below 2^53 out of an argument, or nil.
+-- What is stored is not what shardq wrote: nothing was done.
+local function corrupt(what)
+  return redis.error_reply('SHARDQ_CORRUPT ' .. what)
+end
+
+-- A whole number between -2^53 and 2^53 out of an argument or a field, or nil: tonumber() takes 'nan' and '0x1p9' too.
+local function whole(text)
+  local number = type(text) == 'string' and string.find(text, '^-?%d+$') and tonumber(text)
+  return number and math.abs(number) < 9007199254740992 and number or nil
+end
+
+-- A natural number below 2^53 out of an argument or a field, or nil.
 local function natural(text)
-  local number = tonumber(text)
-  if number and number >= 0 and number < 9007199254740992 and number == math.floor(number) then
-    return number
+  local number = whole(text)
+  return number and number >= 0 and number or nil
+end
+
+-- As HINCRBY, which would end the function half done where the field holds no number: that counts as 0.
+local function add(key, field, by)
+  local sum = (whole(redis.call('HGET', key, field)) or 0) + by
+  redis.call('HSET', key, field, decimal(sum))
+  return sum
+end
+
+-- A function that first looks whether its keys have their types, by a letter each; a missing key has every type. Redis
+-- itself refuses a command on a wrong type only when it comes to it, behind what was written before.
+local KEY_TYPES = {s = 'stream', h = 'hash', z = 'zset'}
+
+local function guarded(letters, callback)
+  return function(keys, args)
+    for index = 1, math.min(#letters, #keys) do
+      local wanted, found = KEY_TYPES[string.sub(letters, index, index)], redis.call('TYPE', keys[index]).ok
+      if wanted and found ~= wanted and found ~= 'none' then
+        return corrupt(keys[index] .. ' is a ' .. found .. ', not a ' .. wanted)
+      end
+    end
+    return callback(keys, args)
   end
-  return nil
 end
 
 local function now_us()
@@ -37,10 +68,32 @@ local function now_ms()
   return math.floor(now_us() / 1000)
 end
 
--- Parts of an entry id.
+local LAST_ID = '18446744073709551615-18446744073709551615'
+
+local function u64(digits)
+  return #digits < 20 or (#digits == 20 and digits <= '18446744073709551615')
+end
+
+-- The entry id itself, or nil for what is none.
+local function entry_id(text)
+  local ms, seq = string.match(text or '', '^(%d+)-(%d+)$')
+  return ms and u64(ms) and u64(seq) and text or nil
+end
+
+-- Whether a stream can take no entry any more.
+local function exhausted(stream)
+  if redis.call('EXISTS', stream) == 0 then return false end
+  local info = redis.call('XINFO', 'STREAM', stream)
+  for index = 1, #info, 2 do
+    if info[index] == 'last-generated-id' then return info[index + 1] == LAST_ID end
+  end
+  return false
+end
+
+-- Parts of an entry id; what is none counts as before them all.
 local function id_parts(id)
-  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
-  return tonumber(ms), tonumber(seq)
+  local ms, seq = string.match(id or '', '^(%d+)-(%d+)$')
+  return tonumber(ms or 0), tonumber(seq or 0)
 end
 
 local function id_less(a, b)

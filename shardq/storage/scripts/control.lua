@@ -84,7 +84,7 @@ local function plan(keys, args)
   if state[4] ~= args[3] then
     version = next_term(state[3])
     redis.call('HSET', keys[1], 'plan_version', version, 'plan', args[3])
-    redis.call('HINCRBY', keys[1], 'rebalances', 1)
+    add(keys[1], 'rebalances', 1)
     redis.call('SPUBLISH', args[4], 'plan')
   end
   return {'OK', version}

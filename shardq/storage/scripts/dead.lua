@@ -9,7 +9,7 @@ local function replay_sound(args)
   local at = 3
   while at <= #args do
     local items = natural(args[at + 2] or '')
-    if not items or not natural(args[at + 1]) or not string.find(args[at], '^%d+%-%d+$') then return false end
+    if not items or not natural(args[at + 1]) or not entry_id(args[at]) then return false end
     at = at + 3 + items * 2
   end
   return at == #args + 1
@@ -44,7 +44,7 @@ local function replay(keys, args)
   if letters > 0 then
     redis.call('HSET', keys[2], 'later_next', decimal(next_item), 'replayed',
       decimal((natural(state[3] or '') or 0) + messages))
-    redis.call('HINCRBY', keys[1], 'fin:' .. args[1], decimal(-messages))
+    add(keys[1], 'fin:' .. args[1], decimal(-messages))
     redis.call('SPUBLISH', args[2], 'message')
   end
   return {'OK', letters}
@@ -55,10 +55,10 @@ end
 local function purge(keys, args)
   if #keys ~= 1 or #args == 0 or #args > DEAD_AT_ONCE then return misuse('purge takes 1 key and 1 to 1000 entry ids') end
   for _, entry in ipairs(args) do
-    if not string.find(entry, '^%d+%-%d+$') then return misuse('purge was given what is no entry id') end
+    if not entry_id(entry) then return misuse('purge was given what is no entry id') end
   end
   return {'OK', redis.call('XDEL', keys[1], unpack(args))}
 end
 
-redis.register_function('shardq_1_replay', replay)
+redis.register_function('shardq_1_replay', guarded('hhszh', replay))
 redis.register_function{function_name='shardq_1_purge', callback=purge, flags={'allow-oom'}}

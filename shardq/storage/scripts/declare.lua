@@ -86,6 +86,6 @@ local function tune(keys, args)
 end
 
 redis.register_function('shardq_1_declare', declare)
-redis.register_function('shardq_1_open_shard', open_shard)
+redis.register_function('shardq_1_open_shard', guarded('shzzh', open_shard))
 redis.register_function{function_name='shardq_1_settings', callback=settings, flags={'allow-oom'}}
 redis.register_function{function_name='shardq_1_tune', callback=tune, flags={'allow-oom'}}

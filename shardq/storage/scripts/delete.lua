@@ -38,6 +38,7 @@ local function delete_dead(dead, id)
     for _, letter in ipairs(letters) do
       if delete_unpacked(letter[2][4] or '').id == id then found = found + redis.call('XDEL', dead, letter[1]) end
     end
+    if letters[#letters][1] == LAST_ID then return found end
     from = '(' .. letters[#letters][1]
   end
 end
@@ -48,7 +49,9 @@ end
 -- reply  {'OK', version of the marks, '1' when its entry is stored else '0', copies erased} | {'MISSING'}
 local function mark(keys, args)
   local index = natural(args[3] or '')
-  if #keys < 2 or #keys % 2 ~= 0 or #args ~= 4 or not index then return misuse('mark takes 2 keys, 2 a group, 4 arguments') end
+  if #keys < 2 or #keys % 2 ~= 0 or #args ~= 4 or not index or not entry_id(args[2]) then
+    return misuse('mark takes 2 keys, 2 a group, 4 arguments')
+  end
   if redis.call('EXISTS', keys[2]) == 0 then return {'MISSING'} end
   local copies = 0
   for place = 3, #keys, 2 do
@@ -63,7 +66,7 @@ local function mark(keys, args)
   -- Also when its entry is gone: a copy may be in an owner's hands.
   marks[#marks + 1] = name
   redis.call('HSET', keys[2], 'deleted', table.concat(marks, ' '))
-  local version = decimal(redis.call('HINCRBY', keys[2], 'marks', 1))
+  local version = decimal(add(keys[2], 'marks', 1))
   redis.call('SPUBLISH', args[4], 'message')
   return {'OK', version, stored and '1' or '0', copies}
 end
@@ -102,6 +105,7 @@ local function delete_copy_groups(stream, scratch)
       for _, one in ipairs(pending) do
         redis.call('XCLAIM', scratch, info['name'], one[2], 0, one[1], 'IDLE', one[3], 'RETRYCOUNT', one[4], 'FORCE', 'JUSTID')
       end
+      if pending[#pending][1] == LAST_ID then break end
       from = '(' .. pending[#pending][1]
     end
   end
@@ -112,7 +116,7 @@ end
 -- KEYS   1 stream   2 meta   3 scratch stream      ARGV   1 entry   2 the batch without them, '' to drop the entry
 -- reply  {'OK'} done, or the entry is gone   {'UNFINISHED'} some group has not finished it: nothing was done
 local function redact(keys, args)
-  if #keys ~= 3 or #args ~= 2 then return misuse('redact takes 3 keys and 2 arguments') end
+  if #keys ~= 3 or #args ~= 2 or not entry_id(args[1]) then return misuse('redact takes 3 keys and 2 arguments') end
   local stream, meta, scratch, entry = keys[1], keys[2], keys[3], args[1]
   if #redis.call('XRANGE', stream, entry, entry) == 0 then
     delete_unmark(meta, entry)
@@ -121,7 +125,7 @@ local function redact(keys, args)
   if delete_unfinished(stream, entry) then return {'UNFINISHED'} end
   if args[2] == '' then
     local count, at = entry_count(redis.call('XRANGE', stream, entry, entry)[1][2])
-    if at then redis.call('HINCRBY', meta, 'erased', count) end -- a group that begins before it has to know of the hole
+    if at then add(meta, 'erased', count) end -- a group that begins before it has to know of the hole
     redis.call('XDEL', stream, entry)
   else
     redis.call('DEL', scratch)
@@ -133,6 +137,7 @@ local function redact(keys, args)
         if one[1] == entry then one[2][4] = args[2] end
         redis.call('XADD', scratch, one[1], unpack(one[2]))
       end
+      if entries[#entries][1] == LAST_ID then break end
       from = '(' .. entries[#entries][1]
     end
     local flat, info = redis.call('XINFO', 'STREAM', stream), {}
@@ -155,6 +160,6 @@ local function forget(keys, args)
   return {'OK'}
 end
 
-redis.register_function('shardq_1_mark', mark)
-redis.register_function('shardq_1_redact', redact)
-redis.register_function{function_name='shardq_1_forget', callback=forget, flags={'allow-oom'}}
+redis.register_function('shardq_1_mark', guarded('shshshshshshshshshshshshshshshsh', mark))
+redis.register_function('shardq_1_redact', guarded('sh', redact))
+redis.register_function{function_name='shardq_1_forget', callback=guarded('hzh', forget), flags={'allow-oom'}}

@@ -125,6 +125,7 @@ local function effect_room(keys, place, count)
   local state = append_state(meta, 'state')
   if not state.name then return 'MISSING' end
   if state.name ~= 'open' then return 'SEALED' end
+  if exhausted(stream) then return 'its stream has no ids left' end
   -- A shard that sends to itself is not held to its bound: the acknowledgements that would make room are in this very step.
   if stream == keys[1] or state.overflow == 'drop-oldest' then return nil end
   return append_overfull(stream, meta, state, count) and 'FULL' or nil

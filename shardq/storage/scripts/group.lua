@@ -29,6 +29,7 @@ local function group_count(stream, from, state)
         if first == expected then expected = expected + count end
       end
     end
+    if entries[#entries][1] == LAST_ID then break end
     from, size = '(' .. entries[#entries][1], 64
   end
   if not at then return state.appended, 0 end
@@ -115,7 +116,7 @@ end
 
 -- Index of a start out of its two arguments; nil when they are no start.
 local function group_index(start, index)
-  if start ~= 'earliest' and start ~= 'latest' and not string.match(start, '^%d+%-%d+$') then return nil end
+  if start ~= 'earliest' and start ~= 'latest' and not entry_id(start) then return nil end
   return natural(index)
 end
 
@@ -160,7 +161,7 @@ local function reset_lease(hash)
   local values = redis.call('HMGET', hash, 'epoch', 'token', 'owner', 'reset', unpack(RESET_COUNTS))
   local held = values[2] and values[2] ~= ''
   local lease = {epoch = values[1], held = held, owner = values[3] or '', reset = values[4] or ''}
-  for index, name in ipairs(RESET_COUNTS) do lease[name] = tonumber(values[index + 4] or '0') or 0 end
+  for index, name in ipairs(RESET_COUNTS) do lease[name] = whole(values[index + 4]) or 0 end
   return lease
 end
 
@@ -234,6 +235,6 @@ local function delete_group(keys, args)
   return {'OK'}
 end
 
-redis.register_function('shardq_1_open_group', open_group)
-redis.register_function{function_name='shardq_1_reset_group', callback=reset_group, flags={'allow-oom'}}
-redis.register_function{function_name='shardq_1_delete_group', callback=delete_group, flags={'allow-oom'}}
+redis.register_function('shardq_1_open_group', guarded('shhszh', open_group))
+redis.register_function{function_name='shardq_1_reset_group', callback=guarded('shhzh', reset_group), flags={'allow-oom'}}
+redis.register_function{function_name='shardq_1_delete_group', callback=guarded('shh', delete_group), flags={'allow-oom'}}

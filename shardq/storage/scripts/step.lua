@@ -35,13 +35,12 @@ local STEP_WIDTH = {done = 1, part = 2, dead = 2, put = 5, drop = 1, get = 1, un
 local STEP_SMALL = {done = true, part = true, untouched = true, seen = true} -- for which three keys are enough
 local STEP_PAGE = 1000
 
-local function step_entry(text) return string.find(text, '^%d+%-%d+$') end
 local function step_item(text) return string.find(text, '^[1-9]%d*$') and natural(text) end
 local function step_put(text) return text == '0' or step_item(text) end
 
 -- What the parts of an item must be, by their place; others may be anything.
-local STEP_FORM = {done = {step_entry}, part = {step_entry}, dead = {natural}, put = {step_put, natural, natural},
-  drop = {step_item}, get = {step_item}, untouched = {step_entry}, unget = {step_item}, seen = {}, job = {[2] = natural}}
+local STEP_FORM = {done = {entry_id}, part = {entry_id}, dead = {natural}, put = {step_put, natural, natural},
+  drop = {step_item}, get = {step_item}, untouched = {entry_id}, unget = {step_item}, seen = {}, job = {[2] = natural}}
 
 local function step_sound(args, name, first, size)
   local width, form = STEP_WIDTH[name], STEP_FORM[name]
@@ -94,7 +93,7 @@ end
 
 -- Notes in meta how far this group is, for those who trim, and for the appends of a queue that is full.
 local function step_tell(keys, group, lease, changes, done)
-  local function field(name) return tonumber(changes[name] or lease[name] or '0') or 0 end
+  local function field(name) return whole(changes[name] or lease[name]) or 0 end
   local last = changes.last or lease.last
   local flat = {'fin:' .. group,
     decimal(field('base') + field('acked') + field('dead') - field('replayed') - field('foreign'))}
@@ -119,7 +118,7 @@ end
 -- `lost`, and counts as gone before the group began. Once everything there is was delivered, whatever was delivered
 -- beyond what was appended is foreign, which puts right what a forged number may have upset.
 local function step_count(keys, group, entries, appended, changes, lease)
-  local base, delivered = tonumber(lease.base) or 0, natural(lease.delivered) or 0
+  local base, delivered = whole(lease.base) or 0, natural(lease.delivered) or 0
   local foreign, lost = natural(lease.foreign) or 0, 0
   for index = 1, #entries do
     local count, at = entry_count(entries[index][2])
@@ -142,7 +141,7 @@ local function step_count(keys, group, entries, appended, changes, lease)
   if decimal(foreign) ~= lease.foreign then changes.foreign = decimal(foreign) end
   if lost > 0 then
     changes.base, changes.lost = decimal(base), decimal((natural(lease.lost) or 0) + lost)
-    redis.call('HINCRBY', keys[2], 'skip:' .. group, decimal(-lost))
+    add(keys[2], 'skip:' .. group, decimal(-lost))
   end
 end
 
@@ -183,7 +182,7 @@ local function later_get(later, kept, id)
   local due, gets, tag = string.match(member or '', '^%d+:(%d+):(%d+):(.*)$')
   if not due then return '' end
   redis.call('ZREM', later, member)
-  redis.call('ZADD', later, id, later_member(id, due, decimal(natural(gets) + 1), tag))
+  redis.call('ZADD', later, id, later_member(id, due, decimal((natural(gets) or 0) + 1), tag))
   return redis.call('HGET', kept, id) or ''
 end
 
@@ -192,7 +191,7 @@ local function later_unget(later, id)
   local due, gets, tag = string.match(member or '', '^%d+:(%d+):(%d+):(.*)$')
   if not due then return end
   redis.call('ZREM', later, member)
-  redis.call('ZADD', later, id, later_member(id, due, decimal(math.max(natural(gets) - 1, 0)), tag))
+  redis.call('ZADD', later, id, later_member(id, due, decimal(math.max((natural(gets) or 0) - 1, 0)), tag))
 end
 
 -- What an owner that goes in good order fetched in vain: nobody shall take it for what its worker died of.
@@ -266,7 +265,7 @@ local function step(keys, args)
   if #keys < 3 or #args < 10 then return misuse('step takes 3 or more keys and at least 10 arguments') end
   local number, limit, known = natural(args[3]), natural(args[6]), natural(args[10])
   local acked, retried, sections = natural(args[8]), natural(args[9]), step_sections(keys, args)
-  local cursor = args[5] == '>' or step_entry(args[5])
+  local cursor = args[5] == '>' or entry_id(args[5])
   if not (number and limit and known and acked and retried and sections and cursor) then
     return misuse('step was given malformed arguments')
   end
@@ -285,6 +284,13 @@ local function step(keys, args)
   if not step_known(args, sections.put, natural(lease.later_next) or 1) then
     return misuse('step was given an item that never was')
   end
+  -- What would refuse a part of the step when another part is done.
+  local refused = #args > 10 and redis.pcall('XPENDING', keys[1], args[1]).err
+  if refused then
+    local absent = string.find(refused, 'NOGROUP', 1, true)
+    return absent and corrupt(keys[1] .. ' is gone, or has no group ' .. args[1]) or redis.error_reply(refused)
+  end
+  if sections.dead.size > 0 and exhausted(keys[4]) then return corrupt(keys[4] .. ' has no ids left') end
 
   if sections.effect.size > 0 then
     local refused, why = effect_all(keys, args, sections.effect.first, sections.effect.size)
@@ -337,4 +343,4 @@ local function step(keys, args)
     meta.due and decimal(math.max(meta.due - now, 0)) or '', meta.marks, decimal(now), items, records}
 end
 
-redis.register_function{function_name='shardq_1_step', callback=step, flags={'allow-oom'}}
+redis.register_function{function_name='shardq_1_step', callback=guarded('shhszhzh', step), flags={'allow-oom'}}

@@ -13,7 +13,7 @@ local function trim_floor(meta, groups)
   local floor = nil
   local floors = redis.call('HMGET', meta, unpack(fields))
   for index = 1, #fields do
-    if not floors[index] then return nil end
+    if not entry_id(floors[index]) then return nil end
     if not floor or id_less(floors[index], floor) then floor = floors[index] end
   end
   return floor
@@ -54,7 +54,6 @@ local function promote(keys, args)
 end
 
 local TIDY_AT_ONCE = 1000
-local LAST_ID = '18446744073709551615-18446744073709551615'
 
 -- How many of the oldest entries are to go so that the stream takes at most `most` bytes, about.
 local function tidy_excess(stream, most)
@@ -105,7 +104,7 @@ end
 -- KEYS   1 stream   2 meta      ARGV   1 entry id: what is before it goes, as far as every group has finished it
 -- reply  {'OK', entries that went} | {'MISSING'}
 local function trim(keys, args)
-  if #keys ~= 2 or #args ~= 1 or not id_parts(args[1]) then return misuse('trim takes 2 keys and an entry id') end
+  if #keys ~= 2 or #args ~= 1 or not entry_id(args[1]) then return misuse('trim takes 2 keys and an entry id') end
   if redis.call('EXISTS', keys[2]) == 0 then return {'MISSING'} end
   local floor = trim_floor(keys[2])
   if not floor then return {'OK', 0} end
@@ -113,6 +112,6 @@ local function trim(keys, args)
   return {'OK', redis.call('XTRIM', keys[1], 'MINID', floor)}
 end
 
-redis.register_function('shardq_1_promote', promote)
-redis.register_function{function_name='shardq_1_trim', callback=trim, flags={'allow-oom'}}
-redis.register_function{function_name='shardq_1_tidy', callback=tidy, flags={'allow-oom'}}
+redis.register_function('shardq_1_promote', guarded('shzh', promote))
+redis.register_function{function_name='shardq_1_trim', callback=guarded('sh', trim), flags={'allow-oom'}}
+redis.register_function{function_name='shardq_1_tidy', callback=guarded('shzh', tidy), flags={'allow-oom'}}
