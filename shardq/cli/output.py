@@ -25,6 +25,14 @@ def print_json(objects: Iterable[Mapping[str, Any]]) -> None:
         click.echo(json.dumps(each, ensure_ascii=False))
 
 
+def tell_unreadable(context: click.Context, queues: Mapping[str, str]) -> None:
+    """A line on stderr for each queue that can't be read, with the reason; then the command ends with status 1."""
+    for queue, why in queues.items():
+        click.echo(f"queue {queue} can't be read: {' '.join(why.split())}", err=True)
+    if queues:
+        context.exit(1)
+
+
 def print_fields(fields: Mapping[str, str | None]) -> None:
     """A line for each, `name: text`, the texts below each other; what is None is left out."""
     shown = {name: text for name, text in fields.items() if text is not None}

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import click
 
 from shardq.cli.options import json_option, url_option
-from shardq.cli.output import print_json, print_table
+from shardq.cli.output import print_json, print_table, tell_unreadable
 from shardq.core.queue_settings import QueueSettings
 from shardq.errors import UnknownQueue
-from shardq.ops.inspect import QueueView, read_queue
+from shardq.ops.inspect import QueueView, read_queue, read_queues
 from shardq.ops.processes import run_async
 from shardq.runtime.client import connect
 
@@ -122,14 +122,20 @@ def change(name: str, url: str, as_json: bool, **options: Any) -> None:
 @queue.command("list", epilog="Example: shardq queue list --json")
 @url_option
 @json_option
-def list_queues(url: str, as_json: bool) -> None:
-    """List every queue with its shards, messages and groups."""
+@click.pass_context
+def list_queues(context: click.Context, url: str, as_json: bool) -> None:
+    """List every queue with its shards, messages and groups; exit status 1 when one can't be read."""
 
-    async def main() -> list[QueueView]:
+    async def main() -> tuple[dict[str, QueueView], dict[str, str]]:
         async with connect(url) as client:
-            return [await read_queue(client, name) for name in await client.queue_names()]
+            return await read_queues(client, await client.queue_names())
 
-    views = run_async(main)
+    found, unreadable = run_async(main)
+    _print_list(found.values(), as_json)
+    tell_unreadable(context, unreadable)
+
+
+def _print_list(views: Iterable[QueueView], as_json: bool) -> None:
     if as_json:
         print_json(_summary(view) for view in views)
         return

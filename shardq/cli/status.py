@@ -10,10 +10,10 @@ import anyio
 import click
 
 from shardq.cli.options import json_option, url_option
-from shardq.cli.output import age, print_json, print_table
-from shardq.ops.inspect import GroupView, QueueView, ShardView, read_queue
+from shardq.cli.output import age, print_json, print_table, tell_unreadable
+from shardq.ops.inspect import GroupView, QueueView, ShardView, read_queue, read_queues
 from shardq.ops.processes import run_async
-from shardq.runtime.client import connect
+from shardq.runtime.client import Client, connect
 
 
 @click.command(epilog="Example: shardq status orders --group billing")
@@ -30,7 +30,10 @@ from shardq.runtime.client import connect
 )
 @url_option
 @json_option
-def status(queue: str | None, group: str | None, over_s: float, url: str, as_json: bool) -> None:
+@click.pass_context
+def status(
+    context: click.Context, queue: str | None, group: str | None, over_s: float, url: str, as_json: bool
+) -> None:
     """Show every shard of QUEUE for each of its groups, or, without QUEUE, a line for each queue and group.
 
     BACKLOG counts messages stored and not finished, PENDING those of them that a worker has; OLDEST is the age of the
@@ -38,7 +41,7 @@ def status(queue: str | None, group: str | None, over_s: float, url: str, as_jso
     """
     if group is not None and queue is None:
         raise click.UsageError("--group needs the QUEUE it belongs to")
-    looks = run_async(lambda: _look_twice(url, queue, group, over_s))
+    looks, bad = run_async(lambda: _look_twice(url, queue, group, over_s))
     if queue is None:
         _print_summary(looks, as_json)
     else:
@@ -46,6 +49,7 @@ def status(queue: str | None, group: str | None, over_s: float, url: str, as_jso
     for look in looks:
         for number, why in look.view.unreadable.items():
             click.echo(f"shard {number} of {look.view.queue} can't be read: {why}", err=True)
+    tell_unreadable(context, bad)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +72,25 @@ def _done(shard: ShardView, group: str) -> int:
     return view.acked + view.dead if view is not None else 0 if group else shard.appended
 
 
-async def _look_twice(url: str, queue: str | None, group: str | None, over_s: float) -> list[_Look]:
+async def _look_twice(
+    url: str, queue: str | None, group: str | None, over_s: float
+) -> tuple[list[_Look], dict[str, str]]:
+    """Every queue, or the one that is named; and why of those that can't be read, which the named one raises."""
     groups = [group] if group is not None else None
+
+    async def read(client: Client) -> tuple[dict[str, QueueView], dict[str, str]]:
+        if queue is not None:
+            return {queue: await read_queue(client, queue, groups)}, {}
+        return await read_queues(client, await client.queue_names())
+
     async with connect(url) as client:
-        names = [queue] if queue is not None else await client.queue_names()
         before: dict[str, QueueView] = {}
-        if over_s > 0 and names:
-            before = {name: await read_queue(client, name, groups) for name in names}
-            await anyio.sleep(over_s)
-        return [_Look(before.get(name), await read_queue(client, name, groups)) for name in names]
+        if over_s > 0:
+            before, _ = await read(client)
+            if before:
+                await anyio.sleep(over_s)
+        views, bad = await read(client)
+        return [_Look(before.get(name), view) for name, view in views.items()], bad
 
 
 # -- one queue: its shards --------------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ from shardq.storage.control import control_state
 from shardq.storage.counters import GroupCounters, ShardCounters, inspect
 from shardq.storage.keys import ShardKeys
 
+_QUEUES_AT_ONCE = 8
+
 
 @dataclass(frozen=True, slots=True)
 class GroupView:
@@ -145,6 +147,27 @@ async def read_queue(
         for group in wanted:
             tasks.start_soon(look_at_group, group)
     return QueueView(name, dict(sorted(shards.items())), dict(sorted(states.items())), dict(sorted(unreadable.items())))
+
+
+async def read_queues(
+    client: Client, names: Iterable[str], *, timeout_s: float = 5.0
+) -> tuple[dict[str, QueueView], dict[str, str]]:
+    """Reads several queues, each as `read_queue` does; and why, of those that can't be read at all, by their names."""
+    views: dict[str, QueueView] = {}
+    unreadable: dict[str, str] = {}
+    limit = anyio.CapacityLimiter(_QUEUES_AT_ONCE)
+
+    async def look(name: str) -> None:
+        async with limit:
+            try:
+                views[name] = await read_queue(client, name, timeout_s=timeout_s)
+            except ShardqError as error:
+                unreadable[name] = str(error)
+
+    async with anyio.create_task_group() as tasks:
+        for name in names:
+            tasks.start_soon(look, name)
+    return dict(sorted(views.items())), dict(sorted(unreadable.items()))
 
 
 async def _groups(queue: Queue, asked: Sequence[str] | None, timeout_s: float) -> Sequence[str]:

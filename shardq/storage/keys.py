@@ -124,6 +124,18 @@ class Keys:
         base = f"{self.prefix}:{self.queue}:{{{tag}}}:{shard}"
         return ShardKeys(f"{base}:stream", f"{base}:meta", f"{base}:bell", key_slot(f"{{{tag}}}".encode()), base)
 
+    def of_every_shard(self, name: str) -> str:
+        """The glob of a key or channel, `stream` or `group:billing`, of every shard of this queue. It is exact: nothing
+        of a name is special in a glob, no queue's name holds the `:{` behind this one's, and the digit before the last
+        part keeps out what belongs to a group of the name `stream`. (A key of the user's own, `data:7:stream`, is in.)
+        """
+        return f"{self.prefix}:{self.queue}:{{*}}:*[0-9]:{name}"
+
+    @property
+    def whole_queue(self) -> tuple[str, str]:
+        """Globs of every key and channel of the queue."""
+        return f"{self.prefix}:{{{self.queue}}}:*", f"{self.prefix}:{self.queue}:{{*}}:*"
+
 
 def check_channel(kind: str, name: object) -> str:
     """Returns `name`; raises UsageError unless it is 1 to 256 printable characters. `kind` is channel or pattern."""
@@ -163,3 +175,9 @@ class CastNames:
 def registry(prefix: str) -> str:
     """The set that names every queue under `prefix`."""
     return f"{prefix}:queues"
+
+
+def queue_of_key(prefix: str, key: str) -> str | None:
+    """The queue that a key under `prefix` belongs to; None for one that belongs to none."""
+    found = re.fullmatch(rf"{re.escape(prefix)}:(?:{{({_NAME.pattern})}}|({_NAME.pattern}):{{[^}}]*}}:[0-9]+):.+", key)
+    return (found[1] or found[2]) if found is not None else None

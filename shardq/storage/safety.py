@@ -6,21 +6,24 @@ from __future__ import annotations
 
 import logging
 
+import anyio
 from redis.asyncio.cluster import ClusterNode
 
-from shardq.errors import AuthenticationFailed, FunctionsMissing, StoreTimeout, StoreUnavailable, UnsafeStore
+from shardq.core.servers import parse_info, refusals
+from shardq.errors import (
+    AuthenticationFailed,
+    FunctionsMissing,
+    ShardqError,
+    StoreTimeout,
+    StoreUnavailable,
+    UnsafeStore,
+)
 from shardq.storage.cluster import Cluster, Packed, pack_call, pack_command
 from shardq.storage.functions import BUILD
+from shardq.storage.tls import refused_client
 from shardq.storage.trouble import Trouble
 
-OLDEST_VERSION = (7, 0)
-
 _log = logging.getLogger("shardq")
-
-
-def _parse_info(text: bytes) -> dict[str, str]:
-    lines = (line.partition(":") for line in text.decode(errors="replace").splitlines())
-    return {name: value for name, sep, value in lines if sep}
 
 
 async def _info(cluster: Cluster, node: ClusterNode) -> dict[str, str] | None:
@@ -30,22 +33,14 @@ async def _info(cluster: Cluster, node: ClusterNode) -> dict[str, str] | None:
         if reply.action == "fail" and not isinstance(reply.error, AuthenticationFailed):
             return None
         raise reply.error
-    return _parse_info(reply) if isinstance(reply, bytes) else None
+    return parse_info(reply.decode(errors="replace")) if isinstance(reply, bytes) else None
 
 
 def check_info(name: str, info: dict[str, str]) -> None:
     """Raises UnsafeStore, naming the setting to change, for a server that can't carry a queue safely."""
-    if info.get("cluster_enabled") == "0":
-        msg = f"{name} is not in cluster mode: set `cluster-enabled yes` in its configuration, or run `shardq up`"
-        raise UnsafeStore(msg)
-    version = info.get("redis_version", "")
-    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-    if numbers and numbers < OLDEST_VERSION:
-        msg = f"{name} runs {version}: shardq needs Redis 7.0 or newer, or Valkey; upgrade the server"
-        raise UnsafeStore(msg)
-    policy = info.get("maxmemory_policy", "noeviction")
-    if policy.startswith("allkeys-"):
-        msg = f"{name} may evict a queue's messages: set `maxmemory-policy noeviction` (it is {policy})"
+    refusal = next(refusals(name, info), None)
+    if refusal is not None:
+        msg = f"{name} {refusal.what}: {refusal.do}"
         raise UnsafeStore(msg)
 
 
@@ -64,24 +59,45 @@ async def check_startup(cluster: Cluster) -> None:
             check_info(node.name, info)
         break
     if not reached:
-        msg = f"no cluster node answers at {cluster.startup_addresses()}: is it up, and the address right?"
+        for node in cluster.startup_nodes():
+            if (refused := await refused_client(node)) is not None:
+                raise refused
+        msg = f"no cluster node answers at {cluster.startup_addresses()}: is it up, the address right, and is it TLS (rediss://)?"
         raise StoreUnavailable(msg) from last
 
 
 async def check_primaries(cluster: Cluster) -> None:
-    """Checks every master, and puts the functions library where it is missing or of an older build."""
-    for node in cluster.primaries():
+    """Checks every master, all at once, and puts the functions library where it is missing or of an older build."""
+    failed: list[ShardqError] = []
+
+    async def check(node: ClusterNode) -> None:
         try:
-            info = await _info(cluster, node)
-        except (StoreUnavailable, StoreTimeout) as error:
-            _log.warning("%s; going on with the other masters", error)
-            continue
-        if info is None:
-            _log.warning("%s does not allow INFO to this user: its settings were not checked", node.name)
-        else:
-            check_info(node.name, info)
-            cluster.told_replicas(node.name, int(info.get("connected_slaves", "0")))
-        await ensure_functions(cluster, node)
+            await _check_primary(cluster, node)
+        except ShardqError as error:
+            failed.append(error)
+
+    async with anyio.create_task_group() as tasks:
+        for node in cluster.primaries():
+            tasks.start_soon(check, node)
+    if failed:
+        raise failed[0]
+
+
+async def _check_primary(cluster: Cluster, node: ClusterNode) -> None:
+    try:
+        info = await _info(cluster, node)
+    except (StoreUnavailable, StoreTimeout) as error:
+        _log.warning("%s; going on with the other masters", error)
+        return
+    if info is None:
+        _log.warning(
+            "%s does not allow INFO to this user: its settings were not checked (`shardq acl ROLE` grants it)",
+            node.name,
+        )
+    else:
+        check_info(node.name, info)
+        cluster.told_replicas(node.name, int(info.get("connected_slaves", "0")))
+    await ensure_functions(cluster, node)
 
 
 async def ensure_functions(cluster: Cluster, node: ClusterNode) -> None:
