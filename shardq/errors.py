@@ -5,7 +5,8 @@ ShardqError
     InvalidKey, InvalidValue, MessageTooLarge, UnknownQueue, UnknownGroup, GroupInUse, QueueMismatch, WorkerNotFound,
     ClosedError
   StoreError       the store's trouble; `retryable` says whether waiting may help
-    StoreUnavailable, StoreTimeout, QueueFull, StoreRefused, AuthenticationFailed, UnsafeStore, FunctionsMissing
+    StoreUnavailable, StoreTimeout, QueueFull, StoreRefused, AuthenticationFailed, TlsFailed, UnsafeStore,
+    FunctionsMissing
   LeaseLost        another owner has the shard; what was in flight will be handled there
   CorruptData      bytes in Redis that are not what they claim to be
   ArchiveFailed    messages could not be written to an archive; they are in the queue still
@@ -99,6 +100,10 @@ class StoreRefused(StoreError):
 
 class AuthenticationFailed(StoreError):
     """Redis refused the user name or password."""
+
+
+class TlsFailed(StoreError):
+    """Client and server do not accept each other's certificates, or only one of them speaks TLS."""
 
 
 class UnsafeStore(StoreError):

@@ -7,12 +7,14 @@ Invariants:
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from typing import Any, Protocol
 
 import anyio
 
 from shardq.core import records
+from shardq.core.backoff import backoff_s
 from shardq.core.compression import Compression
 from shardq.core.records import Headers, Key
 from shardq.errors import QueueFull, ShardqError, StoreRefused, UnknownQueue
@@ -196,7 +198,7 @@ class ShardBuffer:
 
     def _wait_for_room(self, *, blocks: bool) -> None:
         """The shard is full: the same call is made again until there is room, or the delivery timeout is over."""
-        pause = min(FULL_PAUSE_FIRST_S * 2**self.full_tries, FULL_PAUSE_LAST_S)
+        pause = backoff_s(self.full_tries + 1, FULL_PAUSE_FIRST_S, FULL_PAUSE_LAST_S, random.random())
         if blocks and anyio.current_time() + pause < self.deadline:
             self.full_tries += 1
             self.producer.pipes.submit_after(self, pause)

@@ -15,7 +15,7 @@ from shardq.core.records import Headers, Key
 from shardq.core.schedule import Missed, Schedule
 from shardq.core.slots import key_slot
 from shardq.core.values import KeyOf, ValueType
-from shardq.errors import ClosedError, UsageError
+from shardq.errors import ClosedError, StoreUnavailable, UsageError
 from shardq.runtime import broadcast, schedules
 from shardq.runtime.broadcast import Notices
 from shardq.runtime.declaring import declare_or_join, open_shards
@@ -24,15 +24,25 @@ from shardq.storage import safety
 from shardq.storage.cluster import Cluster, Confirm, confirm_fsync, confirm_replicas, pack_command
 from shardq.storage.keys import Keys, check_name, registry
 from shardq.storage.pipes import Pipes
+from shardq.storage.reply import shape
+
+OPEN_TIMEOUT_S = 15.0
 
 
 class Client:
-    """A connection to a Redis Cluster. Make one with `shardq.connect(url)` and enter it with `async with`."""
+    """A connection to a Redis Cluster. Make one with `shardq.connect(url)` and enter it with `async with`.
 
-    def __init__(self, url: str, *, prefix: str = "shardq") -> None:
+    Time limits. Entering takes 15 s at most, leaving 2 s. Any other call of a client, and of the queues, groups, dead
+    letters, jobs, schedules and histories it gives, ends with its result or a StoreError once Redis has not answered
+    one of its requests for 10 s, unless its own text says otherwise.
+    """
+
+    def __init__(self, url: str, *, prefix: str = "shardq", only_looks: bool = False) -> None:
+        """`only_looks` is for examining a cluster: nothing is refused, and no functions are loaded."""
         check_name("prefix", prefix)
         self.prefix = prefix
-        self.cluster = Cluster(url)
+        self.cluster = Cluster(url, may_load=not only_looks)
+        self._only_looks = only_looks
         self._stack: contextlib.AsyncExitStack | None = None
         self._pipes: Pipes | None = None
         self._tasks: TaskGroup | None = None
@@ -44,9 +54,7 @@ class Client:
             raise ClosedError(msg)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self.cluster.aclose)
-            await safety.check_startup(self.cluster)
-            await self.cluster.connect()
-            await safety.check_primaries(self.cluster)
+            await self._connect()
             tasks: TaskGroup = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
             self._pipes = Pipes(self.cluster, tasks)
@@ -54,6 +62,17 @@ class Client:
             stack.callback(self._pipes.close)
             self._stack = stack.pop_all()
         return self
+
+    async def _connect(self) -> None:
+        with anyio.move_on_after(OPEN_TIMEOUT_S) as limit:
+            if not self._only_looks:
+                await safety.check_startup(self.cluster)
+            await self.cluster.connect()
+            if not self._only_looks:
+                await safety.check_primaries(self.cluster)
+        if limit.cancelled_caught:
+            msg = f"the cluster at {self.cluster.startup_addresses()} did not answer within {OPEN_TIMEOUT_S:g} s"
+            raise StoreUnavailable(msg)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -78,19 +97,27 @@ class Client:
             raise ClosedError(msg)
         return self._tasks
 
-    def confirm(self, durability: str | None, replicas: int = 1) -> Confirm | None:
-        """What a write waits for at this durability; None is the master's own answer."""
+    def confirm(self, durability: str | None, replicas: int | None = None) -> Confirm | None:
+        """What a write waits for at this durability; None is the master's own answer.
+
+        `replicas` not given means 1, and with "fsync" none where a master has none. Raises UsageError for more than
+        every master has.
+        """
         available = self.cluster.least_replicas()
-        match durability or ("replica" if available >= replicas else "leader"):
+        wanted = 1 if replicas is None else replicas
+        match durability or ("replica" if available >= wanted else "leader"):
             case "leader":
                 return None
-            case "fsync":
-                return confirm_fsync(0)
-            case "replica" if available >= replicas >= 1:
-                return confirm_replicas(replicas)
-            case "replica":
+            case "fsync" if replicas is None:
+                # A disk that a failover passes over saves nothing: where there is a replica, it counts too.
+                return confirm_fsync(min(available, 1))
+            case "fsync" if available >= wanted >= 0:
+                return confirm_fsync(wanted)
+            case "replica" if available >= wanted >= 1:
+                return confirm_replicas(wanted)
+            case "replica" | "fsync" as asked:
                 msg = (
-                    f"durability='replica' with replicas={replicas}, but a master has {available}: "
+                    f"durability={asked!r} with replicas={wanted}, but a master has {available}: "
                     "add replicas, or choose durability='leader' knowing what it may lose"
                 )
             case other:
@@ -141,7 +168,8 @@ class Client:
         """Names of every queue declared under this prefix."""
         key = registry(self.prefix)
         names = await self.pipes.command(key_slot(key.encode()), pack_command("SMEMBERS", key))
-        return sorted(name.decode() for name in names)
+        with shape("SMEMBERS"):
+            return sorted(name.decode() for name in names)
 
     # -- schedules -------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ import anyio
 from shardq.core.lease import Watch
 from shardq.core.plan import Plan
 from shardq.errors import CorruptData, StoreError
+from shardq.runtime.outages import Outages
 from shardq.runtime.settings import WorkerSettings
 from shardq.storage import calls, control
 from shardq.storage.keys import Keys, ShardKeys
@@ -28,10 +29,18 @@ class Coordinator:
     """The leader's work for one group. `begin` at each election, `tick` at each heartbeat."""
 
     def __init__(
-        self, *, pipes: Pipes, keys: Keys, group: str, shards: dict[int, ShardKeys], settings: WorkerSettings
+        self,
+        *,
+        pipes: Pipes,
+        keys: Keys,
+        group: str,
+        shards: dict[int, ShardKeys],
+        settings: WorkerSettings,
+        outages: Outages,
     ) -> None:
         self._pipes, self._keys, self._group, self._settings = pipes, keys, group, settings
         self._shards = shards
+        self._outages, self._cant_offer = outages, f"{keys.queue}/{group}: can't offer a shard yet"
         self._term = 0
         self._watches: dict[str, Watch] = {}
         self._unsettled: set[int] = set()
@@ -115,7 +124,8 @@ class Coordinator:
                 timeout_s=self._settings.leader_lease_s / 2,
             )
         except (StoreError, CorruptData) as error:
-            _log.warning("shard %d of %s can't be offered yet: %s", shard, self._keys.queue, error)
+            self._outages.failed(self._cant_offer, error, shard)
             return
+        self._outages.well(self._cant_offer, shard)
         if status == "OWNED":
             self._unsettled.discard(shard)

@@ -11,6 +11,7 @@ is owned goes on, and standbys still take a dead worker's shards.
 from __future__ import annotations
 
 import logging
+import random
 import secrets
 from collections.abc import Callable
 
@@ -20,6 +21,7 @@ from shardq.core.lease import Trust, Watch
 from shardq.core.plan import Plan
 from shardq.errors import CorruptData, StoreError, UsageError
 from shardq.runtime.coordinator import Coordinator
+from shardq.runtime.outages import Outages
 from shardq.runtime.scheduler import Scheduler
 from shardq.runtime.settings import WorkerSettings
 from shardq.storage import control
@@ -45,6 +47,7 @@ class Member:
         takes_shards: bool,
         on_change: Callable[[], None],
         claimed_from: Callable[[], set[str]] = set,
+        outages: Outages | None = None,
     ) -> None:
         self.name = name
         self.nonce = secrets.token_hex(8)
@@ -55,13 +58,17 @@ class Member:
         self._pipes, self._keys, self._group, self._settings = pipes, keys, group, settings
         self._on_change = on_change
         self._claimed_from = claimed_from
+        self._outages = outages = outages or Outages()
+        self._label = f"{name} of {keys.queue}/{group}"
         self._beats = 0
         self._members: dict[str, Watch] = {}
         self._leader = Watch()
         self._term = 0
         self._leading = False
         self._trust = Trust(settings.leader_lease_s, -1e9)
-        self._coordinator = Coordinator(pipes=pipes, keys=keys, group=group, shards=shards, settings=settings)
+        self._coordinator = Coordinator(
+            pipes=pipes, keys=keys, group=group, shards=shards, settings=settings, outages=outages
+        )
         self._scheduler = Scheduler(pipes=pipes, keys=keys, leads=lambda: self.leads)
         self._nudged = anyio.Event()
 
@@ -90,9 +97,11 @@ class Member:
             started = anyio.current_time()
             try:
                 await self._beat()
+                self._outages.well(f"{self._label}: a heartbeat failed")
             except (StoreError, CorruptData) as error:
-                _log.warning("%s of %s/%s: a heartbeat failed: %s", self.name, self._keys.queue, self._group, error)
-            pause = self._settings.heartbeat_s - (anyio.current_time() - started)
+                self._outages.failed(f"{self._label}: a heartbeat failed", error)
+            # Never longer: the others count a beat that is late.
+            pause = self._settings.heartbeat_s * random.uniform(0.8, 1.0) - (anyio.current_time() - started)
             with anyio.move_on_after(max(pause, 0.01)):
                 await self._nudged.wait()
                 # A burst of bells (a rolling start) makes one heartbeat, not one each.
@@ -204,8 +213,9 @@ class Member:
         try:
             if not await self._coordinator.tick(self.nonce, beat, plan) and self._term == term:
                 self._term = 0
+            self._outages.well(f"{self._label}: a plan was not stored")
         except (StoreError, CorruptData) as error:
-            _log.warning("%s of %s/%s: a plan was not stored: %s", self.name, self._keys.queue, self._group, error)
+            self._outages.failed(f"{self._label}: a plan was not stored", error)
         finally:
             self._leading = False
 

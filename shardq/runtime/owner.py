@@ -23,6 +23,7 @@ from shardq.core.session import NEW, Step
 from shardq.errors import CorruptData, LeaseLost, ShardqError, StoreError, StoreTimeout
 from shardq.runtime.delete import read_marks, redact_marked
 from shardq.runtime.failures import dead_record_of
+from shardq.runtime.outages import Outages
 from shardq.runtime.runners import Runners
 from shardq.runtime.settings import WorkerSettings
 from shardq.runtime.shard import OwnedShard
@@ -39,6 +40,14 @@ FULL_PAUSE_S = 0.1
 TIDY_EVERY_S = 30.0
 PROMOTE_AT_ONCE = 500
 HEIR_PATIENCE_S = 2.0
+
+CANT_TAKE = "can't take a lease yet"
+CANT_CONSUME = "a shard can't be consumed"
+CANT_SAY_READY = "can't tell an owner that its heir is ready"
+CANT_KEEP_TIME = "can't look after what is due"
+CANT_READ_MARKS = "can't read what was deleted"
+NO_ANSWER = "a commit got no answer, it is sent again"
+CANT_HAND_OVER = "can't hand a shard over yet"
 
 
 class ShardOwner:
@@ -60,6 +69,7 @@ class ShardOwner:
         plan_version: Callable[[], int],
         hears: Callable[[str], bool],
         is_silent: Callable[[str], bool],
+        outages: Outages | None = None,
     ) -> None:
         self.shard = shard
         self.held: OwnedShard | None = None
@@ -70,6 +80,7 @@ class ShardOwner:
         self._settings, self._pipes, self._confirm = settings, pipes, confirm
         self._runners = runners
         self._plan_version, self._hears, self._is_silent = plan_version, hears, is_silent
+        self._outages = outages or Outages()
         self.claimed_from = ""
         self._rung = False
         self._bell = anyio.Event()
@@ -160,11 +171,12 @@ class ShardOwner:
                     confirm=confirm,
                 )
             except ShardqError as error:
-                _log.warning("shard %d of %s: can't take the lease yet: %s", self.shard, self._queue, error)
+                self._failed(CANT_TAKE, error)
                 if isinstance(error, StoreTimeout):
                     confirm = None  # no replica answers, so none can be promoted that lacks the grant: go on without
-                await anyio.sleep(min(PAUSE_AFTER_ERROR_S, self._settings.lease_s / 5))
+                await anyio.sleep(min(PAUSE_AFTER_ERROR_S, self._settings.lease_s / 5) * random.uniform(0.5, 1.0))
                 continue
+            self._well(CANT_TAKE)
             if reply.status == "OK":
                 self.claimed_from = ""
                 held = OwnedShard(
@@ -186,7 +198,7 @@ class ShardOwner:
             if reply.status == "HELD":
                 self.claimed_from, held_at = reply.owner, reply.seen
                 still = watch.see(anyio.current_time(), *held_at)
-                pause = max(min(pause, self._settings.lease_s - still), 0.001)
+                pause = max(min(pause * random.uniform(0.7, 1.0), self._settings.lease_s - still), 0.001)
                 if reply.heir == self._nonce:
                     await self._say_ready()
             elif reply.status == "MISSING":
@@ -194,23 +206,30 @@ class ShardOwner:
             with anyio.move_on_after(pause):
                 await self._bell.wait()
         self.claimed_from = ""
+        self._well(CANT_TAKE)
         return None
+
+    def _failed(self, what: str, error: object) -> None:
+        self._outages.failed(f"{self._queue}/{self._group}: {what}", error, self.shard)
+
+    def _well(self, what: str) -> None:
+        self._outages.well(f"{self._queue}/{self._group}: {what}", self.shard)
 
     async def _open_group(self) -> None:
         """The group's keys are gone. After the queue was declared anew this mends it; after a loss it says so."""
         try:
             await open_group(self._pipes, self._keys, self._group, Start())
+            self._well(CANT_CONSUME)
         except ShardqError as error:
-            _log.warning("shard %d of %s can't be consumed: %s", self.shard, self._queue, error)
+            self._failed(CANT_CONSUME, error)
             await anyio.sleep(PAUSE_AFTER_ERROR_S)
 
     async def _say_ready(self) -> None:
         try:
             await self._lease("ready", self._nonce)
+            self._well(CANT_SAY_READY)
         except ShardqError as error:
-            _log.warning(
-                "shard %d of %s: can't tell its owner that its heir is ready: %s", self.shard, self._queue, error
-            )
+            self._failed(CANT_SAY_READY, error)
 
     # -- serving ---------------------------------------------------------------------------------------------
 
@@ -301,9 +320,10 @@ class ShardOwner:
                 held.tidy_at_monotonic_s = now + (0.0 if more else TIDY_EVERY_S * random.uniform(0.8, 1.2))
                 if held.marked:
                     await redact_marked(self._pipes, self._keys, held.marked)
+                self._well(CANT_KEEP_TIME)
         except (StoreError, CorruptData) as error:
             # Steps come first: this is tried again when they have had their turn.
-            _log.warning("shard %d of %s: can't look after what is due: %s", self.shard, self._queue, error)
+            self._failed(CANT_KEEP_TIME, error)
             held.promote_at_monotonic_s = max(held.promote_at_monotonic_s, now + PAUSE_AFTER_ERROR_S)
             held.tidy_at_monotonic_s = now + TIDY_EVERY_S
         return moved > 0
@@ -341,9 +361,10 @@ class ShardOwner:
             try:
                 held.set_marks(*await read_marks(self._pipes, self._keys, timeout_s=self._settings.lease_s))
             except (StoreError, CorruptData) as error:
-                _log.warning("shard %d of %s: can't read what was deleted: %s", self.shard, self._queue, error)
-                await anyio.sleep(PAUSE_AFTER_ERROR_S)
+                self._failed(CANT_READ_MARKS, error)
+                await anyio.sleep(PAUSE_AFTER_ERROR_S * random.uniform(0.5, 1.0))
             else:
+                self._well(CANT_READ_MARKS)
                 return
 
     def _refuse(self, held: OwnedShard, content: Step, stepped: calls.Stepped) -> None:
@@ -366,20 +387,21 @@ class ShardOwner:
 
     async def _send(self, held: OwnedShard, content: Step, *, renew: bool) -> tuple[calls.Stepped, float]:
         """Sends one step until it is answered; returns the answer and when the answered try began."""
-        self._unanswered = content
+        self._unanswered, failed = content, False
         while True:
             sent = anyio.current_time()
             try:
                 stepped = await self._call_step(held, content, renew=renew)
             except (StoreError, CorruptData) as error:
-                _log.warning(
-                    "shard %d of %s: a commit got no answer, it is sent again: %s", self.shard, self._queue, error
-                )
+                failed = True
+                self._failed(NO_ANSWER, error)
                 if self.leaving and held.running == 0 and not held.trust.trusted(anyio.current_time()):
                     msg = f"shard {self.shard} of {self._queue} was left without its last commit: its lease runs out"
                     raise LeaseLost(msg) from error
-                await anyio.sleep(PAUSE_AFTER_ERROR_S)
+                await anyio.sleep(min(PAUSE_AFTER_ERROR_S, self._settings.lease_s / 5) * random.uniform(0.5, 1.0))
             else:
+                if failed:
+                    self._well(NO_ANSWER)
                 self._unanswered = None
                 return stepped, sent
 
@@ -418,10 +440,11 @@ class ShardOwner:
             except (StoreError, CorruptData) as error:
                 if not held.trust.trusted(anyio.current_time()):
                     return True  # whoever comes next waits the lease out
-                await anyio.sleep(self._settings.claim_poll_s)
-                _log.warning("shard %d of %s: can't hand over yet: %s", self.shard, self._queue, error)
+                await anyio.sleep(self._settings.claim_poll_s * random.uniform(0.5, 1.0))
+                self._failed(CANT_HAND_OVER, error)
                 confirm = None  # as in _claim
                 continue
+            self._well(CANT_HAND_OVER)
             if status == "NOHEIR" and self.leaving:
                 function = "release"
                 continue

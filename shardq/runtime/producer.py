@@ -41,6 +41,7 @@ from shardq.errors import (
     NotStored,
     ShardqError,
     StoreTimeout,
+    StoreUnavailable,
     UsageError,
 )
 from shardq.runtime.buffers import PendingBatch, ShardBuffer
@@ -133,7 +134,7 @@ class Producer:
         await self._shut()
 
     async def close(self) -> None:
-        """Flushes, then closes. Raises NotStored like `flush`; closed it is in any case."""
+        """Flushes, within the time that takes, then closes. Raises NotStored like `flush`; closed it is in any case."""
         try:
             await self.flush()
         finally:
@@ -190,6 +191,9 @@ class Producer:
         Raises InvalidKey, InvalidValue, MessageTooLarge, UsageError (nothing was sent) or a StoreError; where that has
         `outcome_unknown`, the message may be stored. QueueFull is raised at once with overflow="reject", else when
         there was no room before the delivery timeout. A send that is cancelled may be stored too.
+
+        Waits for room in the producer's buffer no longer than `delivery_timeout`, and once it has room is stored or
+        given up within that time and one try (about 5 s, more for a large batch on a slow link).
         """
         if self._values is not None:
             key = self._checked_key(key, value)
@@ -234,7 +238,8 @@ class Producer:
         `messages` gives (key, value) pairs; where the queue was joined with a key (see Client.queue), it gives values.
         Memory stays within `max_buffered_bytes` however many there are. When a batch fails no more are taken and
         NotStored says how many are not (known to be) stored. A message that can't be sent raises as in `send`, once all
-        before it are stored; a note on the error says how many those are.
+        before it are stored; a note on the error says how many those are. Each batch is stored or given up within
+        `delivery_timeout` and one try, so an outage ends the call no later than that.
         """
         failures: list[PendingBatch] = []
         self._bulk_failures.append(failures)
@@ -276,7 +281,7 @@ class Producer:
         return sent
 
     async def flush(self) -> None:
-        """Waits until every message sent so far is stored.
+        """Waits until every message sent so far is stored or given up: `delivery_timeout` and one try at most.
 
         Raises NotStored when some are not, or not known to be: those that no `send` has raised an error for.
         """
@@ -305,7 +310,7 @@ class Producer:
         return self._values.key_of(value) if key is None else key
 
     async def _put(self, key: Key, value: Any, headers: Headers | None) -> tuple[PendingBatch, int]:
-        await self._wait_for_space()
+        await self._wait_for_space(self.delivery_timeout_s)
         packed = records.pack_value(value)
         size = records.value_bytes(packed)
         if headers is not None:
@@ -328,7 +333,7 @@ class Producer:
         self, key: Key, value: Any, headers: Headers | None, wanted: Condition, job_ms: int = 0
     ) -> tuple[PendingBatch, int, str]:
         """Like `_put`, in a batch of messages that are each stored on a condition; with `job_ms` also as a job."""
-        await self._wait_for_space()
+        await self._wait_for_space(self.delivery_timeout_s)
         shard = self._shard_of(wanted.once if key is None and wanted.once else key)
         packed = records.pack_value(value)
         own = dict(records.check_headers(headers)) if headers else None
@@ -438,13 +443,22 @@ class Producer:
             )
             raise MessageTooLarge(msg)
 
-    async def _wait_for_space(self) -> None:
+    async def _wait_for_space(self, within_s: float | None = None) -> None:
         _ = self.pipes  # raises ClosedError
-        while self._buffered_bytes > self._max_buffered_bytes:
-            if self._space is None:
-                self._space = anyio.Event()
-            await self._space.wait()
-            _ = self.pipes  # it may have been closed while this waited
+        if self._buffered_bytes <= self._max_buffered_bytes:
+            return
+        with anyio.move_on_after(within_s):
+            while self._buffered_bytes > self._max_buffered_bytes:
+                if self._space is None:
+                    self._space = anyio.Event()
+                await self._space.wait()
+                _ = self.pipes  # it may have been closed while this waited
+            return
+        msg = (
+            f"not sent: {self._buffered_bytes} bytes that were sent before it wait still after {within_s:g} s; is "
+            "every master up, or max_buffered_bytes too small?"
+        )
+        raise StoreUnavailable(msg)
 
     # -- settling --------------------------------------------------------------------------------------------
 

@@ -66,7 +66,7 @@ class Queue:
         self,
         *,
         durability: Durability | None = None,
-        replicas: int = 1,
+        replicas: int | None = None,
         max_batch_messages: int = 1000,
         max_batch_bytes: int = 256 * 1024,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
@@ -76,12 +76,17 @@ class Queue:
         """A producer of this queue; enter it with `async with`.
 
         durability          when a send counts as stored: "leader" (the master has it), "replica" (`replicas` replicas
-                            have it too), "fsync" (on the master's disk too). Default: "replica" where every master has
-                            enough replicas, else "leader"
+                            have it too), "fsync" (it is on the master's disk and on those of `replicas` replicas).
+                            Default: "replica" where every master has enough replicas, else "leader"
+        replicas            how many; default 1, and for "fsync" none where a master has none. Where masters have more,
+                            those may be cut off together with their master, and one is promoted that has not got it:
+                            as many as every master has rules that out, but then sends wait for each of them. With
+                            "fsync", 0 means the master's disk alone, which a failover to a replica passes over
         max_batch_*         bounds of one record batch
         max_message_bytes   a larger message is refused before it is sent (MessageTooLarge)
         max_buffered_bytes  beyond it `send` waits
-        delivery_timeout    seconds after which a batch that could not be stored is given up
+        delivery_timeout    seconds after which a batch that could not be stored is given up; a try under way then is
+                            waited for (5 s, more for a large batch on a slow link)
         """
         for name, value in (
             ("max_batch_messages", max_batch_messages),
@@ -212,8 +217,8 @@ class Queue:
         limit        so many records at most
 
         Over all shards the order is by (ms of storing, sequence, shard). Memory does not grow with the queue. What was
-        trimmed is not there any more. An entry that can't be read is a record with an `error`. Raises UsageError,
-        StoreError.
+        trimmed is not there any more. An entry that can't be read is a record with an `error`. Raises UsageError, and
+        StoreError when a page of a shard was not answered within 10 s, and a smaller one in another 10 s.
         """
         if limit is not None and limit < 0:
             msg = f"limit is 0 or more, not {limit}"
@@ -266,7 +271,7 @@ class Queue:
 
         Returns true when the bytes are gone; false when some group has not finished its batch: then they
         go as soon as all have. Raises UsageError when it is not stored (any more), StoreTimeout when a worker did not
-        confirm in `timeout` seconds.
+        confirm in `timeout` seconds, StoreError when Redis does not answer for 10 s.
         """
         return await delete_message(self.client.pipes, self.shards, message_id, timeout)
 

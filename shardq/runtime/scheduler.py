@@ -14,6 +14,7 @@ hangs holds up no other.
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Callable
 
@@ -25,6 +26,7 @@ from shardq.core.routing import RoutingTable
 from shardq.core.schedule import Due, Schedule, due_ticks
 from shardq.errors import CorruptData, StoreError, StoreRefused, UsageError
 from shardq.runtime.cron import Cron
+from shardq.runtime.outages import Outages
 from shardq.runtime.schedules import home
 from shardq.storage import schedules
 from shardq.storage.cluster import Confirm, confirm_replicas, pack_command
@@ -48,12 +50,13 @@ class Scheduler:
         self._version: bytes | None = None
         self._kept: dict[str, tuple[bytes, anyio.CancelScope]] = {}
         self._told: dict[str, str] = {}
+        self._outages, self._unread = Outages(), f"the schedules of {keys.queue} can't be read"
 
     async def run(self) -> None:
         async with anyio.create_task_group() as tasks:
             while True:
                 await self._look(tasks)
-                await anyio.sleep(READ_EVERY_S)
+                await anyio.sleep(READ_EVERY_S * random.uniform(0.8, 1.0))
 
     async def _look(self, tasks: TaskGroup) -> None:
         """Starts and ends the tasks of schedules as these come, change and go; ends all when this is no leader."""
@@ -65,9 +68,9 @@ class Scheduler:
             if await schedules.version(self._pipes, self._keys) != self._version:
                 self._version, stored = await schedules.read_all(self._pipes, self._keys)
                 self._keep(tasks, stored)
-            self._told.pop("", None)
+            self._outages.well(self._unread)
         except (StoreError, CorruptData) as error:
-            self._tell("", f"the schedules of {self._keys.queue} can't be read: {error}")
+            self._outages.failed(self._unread, error)
 
     def _keep(self, tasks: TaskGroup, stored: dict[str, bytes]) -> None:
         for name, (data, scope) in list(self._kept.items()):
@@ -91,6 +94,7 @@ class Scheduler:
     async def _send_for_ever(self, schedule: Schedule, cron: Cron) -> None:
         decided_s, shard = schedule.since_ms // 1000, None
         following: int | None = 0
+        waits = f"schedule {schedule.name} of {self._keys.queue} waits"
         while following is not None:
             await self._sleep_until(following)
             now_s = int(self._clock())
@@ -98,15 +102,15 @@ class Scheduler:
             try:
                 shard = shard or await self._home(schedule)
                 decided = await self._send_due(schedule, cron, shard, decided_s, now_s)
-                self._told.pop(schedule.name, None)
+                self._outages.well(waits)
             except (StoreError, CorruptData) as error:
-                self._tell(schedule.name, f"schedule {schedule.name} of {self._keys.queue} waits: {error}")
+                self._outages.failed(waits, error)
             if decided:
                 decided_s = max(decided_s, now_s)
                 following = cron.after(now_s)
             else:
                 shard = None
-                await anyio.sleep(RETRY_S)
+                await anyio.sleep(RETRY_S * random.uniform(0.5, 1.0))
 
     async def _sleep_until(self, moment_s: int) -> None:
         """Until the clock shows it and this is a leader."""

@@ -21,6 +21,7 @@ from collections.abc import Callable
 import anyio
 from anyio.abc import TaskGroup
 
+from shardq.core.backoff import backoff_s
 from shardq.errors import StoreError, StoreUnavailable
 from shardq.runtime.tasks import one_error
 from shardq.storage.bells import Node, Subscription
@@ -28,7 +29,7 @@ from shardq.storage.cluster import Cluster
 from shardq.storage.trouble import Trouble
 
 REGROUP_INTERVAL_S = 0.5
-RETRY_PAUSE_S = 0.2
+RETRY_FIRST_S, RETRY_LAST_S = 0.2, 2.0
 ROUND_S = 2.0
 SILENT_ROUNDS = 3
 
@@ -163,7 +164,9 @@ class Subscriptions:
 
     async def _attend(self, link: _Link) -> None:
         """One node, while it has channels: subscribe, pass on what comes, start over when the connection breaks."""
+        tries = 0
         while link.channels:
+            link.answered = False
             try:
                 await self._serve(link)
                 continue  # it had no channels left; others may have come since
@@ -177,7 +180,8 @@ class Subscriptions:
             self._move_patterns(link)
             await self._cluster.refresh(link.node.name)
             self._changed.set()
-            await anyio.sleep(RETRY_PAUSE_S)
+            tries = 1 if link.answered else tries + 1
+            await anyio.sleep(backoff_s(tries, RETRY_FIRST_S, RETRY_LAST_S, random.random()))
         del self._links[link.node.name]
 
     def _move_patterns(self, failed: _Link) -> None:

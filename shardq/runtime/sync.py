@@ -49,7 +49,7 @@ class ProducerOptions(TypedDict, total=False):
     """The options of `Queue.producer`, where they are explained."""
 
     durability: Durability | None
-    replicas: int
+    replicas: int | None
     max_batch_messages: int
     max_batch_bytes: int
     max_message_bytes: int
@@ -137,8 +137,9 @@ class SyncProducer:
     ) -> str:
         """Sends one message and returns its id when it is stored; `options` are those of `Producer.send`.
 
-        timeout   seconds to wait. StoreTimeout after that: where it has `outcome_unknown`, the message may be stored
-                  still, until `delivery_timeout`; else it was not sent. Default: `delivery_timeout` is the limit
+        timeout   seconds to wait, connecting included. StoreTimeout after that: where it has `outcome_unknown`, the
+                  message may be stored still, until `delivery_timeout`; else it was not sent. Default: 15 s to connect,
+                  10 s to find the queue, then `delivery_timeout`
         """
         _check_timeout(timeout)
         answer = MessageAnswer(self._losses, key, value, headers, _given(options))

@@ -34,6 +34,7 @@ from shardq.runtime.handlers import (
     with_type,
 )
 from shardq.runtime.member import Member
+from shardq.runtime.outages import Outages
 from shardq.runtime.owner import ShardOwner
 from shardq.runtime.queue import Queue
 from shardq.runtime.runners import BatchRunners, MessageRunners, Runners
@@ -214,6 +215,10 @@ class Worker:
 
         `stop()` is graceful: nothing is handled twice because of it. A cancelled worker cancels its handlers, commits
         what they finished and gives its leases back; what they did not finish is handled again elsewhere.
+
+        Raises StoreError when the cluster does not answer for 10 s while the worker starts. Once it runs it outlives
+        any outage by itself. It ends `drain_limit` + `lease` + 3 s after `stop()` at the latest, and 3 s after a
+        cancellation, if its handlers end when they are cancelled.
         """
         if self._stop is not None:
             msg = "this worker runs already: make another shardq.Worker to run two in one process"
@@ -249,6 +254,7 @@ class _Running:
         self.worker, self.client, self.queue, self.name = worker, client, queue, name
         self.settings, self.runners, self.stop = worker.settings, runners, stop
         self.bells = Bells(client.cluster)
+        self.outages = Outages()
         self.owners: dict[int, ShardOwner] = {}
         self.idle = anyio.Event()
 
@@ -266,6 +272,7 @@ class _Running:
                 takes_shards=True,
                 on_change=self._replan,
                 claimed_from=self._claimed_from,
+                outages=self.outages,
             )
             self.member, self.pipes = member, pipes
             control = self.queue.keys.control_bell(self.worker.group)
@@ -323,6 +330,7 @@ class _Running:
             plan_version=lambda: self.member.plan_version,
             hears=self.bells.hears,
             is_silent=lambda name: name in self.member.silent,
+            outages=self.outages,
         )
         self.owners[shard] = owner
         self.bells.listen(keys.slot, keys.bell, owner.ring)
@@ -344,17 +352,16 @@ class _Running:
 
     async def _guard_trust(self) -> None:
         """Cancels the handlers of a shard whose lease can't be trusted any more, before another may take it."""
+        what = f"{self.queue.name}: a lease could not be renewed in time, its handlers are stopped"
         while True:
             await anyio.sleep(self.settings.lease_s / 50)
             now = anyio.current_time()
             for owner in self.owners.values():
                 held = owner.held
-                if held is not None and held.running and not held.trust.trusted(now):
-                    _log.warning(
-                        "shard %d of %s: the lease could not be renewed in time, its handlers are stopped",
-                        held.shard,
-                        self.queue.name,
-                    )
+                if held is None or held.trust.trusted(now):
+                    self.outages.well(what, owner.shard)
+                elif held.running:
+                    self.outages.failed(what, "the store did not answer, or this process stood still", held.shard)
                     self.runners.interrupt(held)
 
     async def _stop_gracefully(self) -> None:

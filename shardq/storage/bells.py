@@ -17,7 +17,7 @@ from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
 
 from shardq.errors import StoreUnavailable
 from shardq.storage.cluster import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, pack_command
-from shardq.storage.trouble import Trouble, classify
+from shardq.storage.trouble import NO_REPLY, Trouble, classify
 
 Node = ClusterNode  # by this name for those who only hand one on
 
@@ -90,9 +90,9 @@ class Subscription:
             if not self._unanswered:
                 raise self._broken() from error
             told = Told("refused", self._unanswered[0], trouble=classify(error, self._node.name))
-        except (RedisError, OSError) as error:
+        except (RedisError, OSError, *NO_REPLY) as error:
             raise self._broken() from error
-        if told.kind in ("stands", "refused"):
+        if told.kind in ("stands", "refused") and self._unanswered:
             self._unanswered.popleft()
         return told
 

@@ -8,8 +8,10 @@ Retries live in `pipes.py`, meaning in the functions. Starts no task.
 from __future__ import annotations
 
 import functools
+import random
+import select
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,16 +30,33 @@ from redis.exceptions import (
 )
 from redis.maint_notifications import MaintNotificationsConfig
 
-from shardq.errors import StoreTimeout, StoreUnavailable, UsageError
-from shardq.storage.functions import function_name, library_source
-from shardq.storage.trouble import Trouble, classify, not_replicated, unanswered, unreachable
+from shardq.core.backoff import backoff_s
+from shardq.errors import StoreRefused, StoreTimeout, StoreUnavailable, UsageError
+from shardq.storage import topology
+from shardq.storage.address import HOW, parse
+from shardq.storage.functions import BUILD, READERS, function_name, library_source
+from shardq.storage.tls import tls_failure
+from shardq.storage.trouble import (
+    NO_REPLY,
+    Trouble,
+    classify,
+    no_functions,
+    not_replicated,
+    redacted,
+    refused_topology,
+    unanswered,
+    unreachable,
+)
 
 ANSWER_TIMEOUT_S = 3.0
 SLOWEST_LINK_BYTES_PER_S = 512 * 1024  # so much longer may the answer to a large write take
 CONNECT_TIMEOUT_S = 2.0
 REFRESH_TIMEOUT_S = 2.0
-REFRESH_INTERVAL_S = 0.2
+REFRESH_ASK_S = 0.7  # one node's share of it: the next one is asked when it hangs
+REFRESH_FIRST_S, REFRESH_LAST_S = 0.2, 1.0  # between two of them, growing while they bring no news
+MOST_STRANGERS = 16
 WAIT_TIMEOUT_MS = 1000
+FSYNC_TIMEOUT_MS = 2500  # `appendfsync everysec` takes a second, on master and replica side by side, and a bad one two
 
 
 def pack_command(*args: str | bytes | int) -> bytes:
@@ -47,6 +66,7 @@ def pack_command(*args: str | bytes | int) -> bytes:
 
 
 _ASKING = pack_command("ASKING")
+_SLOTS = pack_command("CLUSTER", "SLOTS")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +79,10 @@ class Confirm:
 
     def shortfall(self, reply: Any) -> int | None:
         """How many replicas confirmed, when that is too few; None when it suffices."""
-        local, reached = (reply[0], reply[1]) if self.fsync else (1, reply)
-        return None if reached >= self.replicas and local >= 1 else int(reached)
+        counts = reply if self.fsync else [1, reply]
+        if type(counts) is not list or len(counts) < 2 or not {int}.issuperset(map(type, counts)):
+            return 0  # no answer of a server that is in order
+        return None if counts[1] >= self.replicas and counts[0] >= 1 else int(counts[1])
 
 
 @functools.cache
@@ -70,7 +92,8 @@ def confirm_replicas(replicas: int) -> Confirm:
 
 @functools.cache
 def confirm_fsync(replicas: int) -> Confirm:
-    return Confirm(pack_command("WAITAOF", 1, replicas, WAIT_TIMEOUT_MS), replicas, fsync=True)
+    """On the master's disk and on those of so many replicas."""
+    return Confirm(pack_command("WAITAOF", 1, replicas, FSYNC_TIMEOUT_MS), replicas, fsync=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +106,45 @@ class Packed:
 
 
 def pack_call(function: str, keys: Sequence[str], args: Sequence[str | bytes | int]) -> bytes:
-    """FCALL of one of our functions, in wire form."""
-    return pack_command("FCALL", function_name(function), len(keys), *keys, *args)
+    """One of our functions in wire form; those that only read take no right to write."""
+    command = "FCALL_RO" if function in READERS else "FCALL"
+    return pack_command(command, function_name(function), len(keys), *keys, *args)
+
+
+def _unconfirmable(error: ResponseError, node: str) -> str:
+    """Why asking again how far a write got can't help, or nothing."""
+    text = str(error)
+    if "unknown command" in text:
+        return f"{node} has no WAITAOF: durability='fsync' needs Redis 7.2 or newer, or Valkey"
+    if "appendonly is disabled" in text:
+        return f"{node} writes nothing to disk: set appendonly yes there, or choose another durability than 'fsync'"
+    return ""
+
+
+async def _is_clean(connection: Connection) -> bool:
+    """Whether a connection that lay idle may be written to: what is written to one that the server has closed since
+    could not be told from what got lost on its way. No reply is due, so there is nothing to be read but the end."""
+    writer = connection._writer  # redis-py itself asks the event loop, which may not have looked since
+    if writer is None or writer.is_closing() or connection.should_reconnect() or await connection.can_read():
+        return False
+    look = select.poll()
+    look.register(writer.get_extra_info("socket").fileno(), select.POLLIN)
+    return not look.poll(0)
 
 
 class Cluster:
-    """Topology and single exchanges. Use `connect()` before anything else and `aclose()` at the end."""
+    """Topology and single exchanges. Use `connect()` before anything else and `aclose()` at the end.
 
-    def __init__(self, url: str) -> None:
+    `chance` gives numbers in [0, 1): it spreads what many clients would else do at the same moment. `may_load` says
+    whether a node without the functions library gets it.
+    """
+
+    def __init__(self, url: str, chance: Callable[[], float] = random.random, *, may_load: bool = True) -> None:
+        self._chance = chance
+        self._may_load = may_load
         try:
-            self._redis = RedisCluster.from_url(
-                url,
+            self._redis = RedisCluster(
+                **parse(url),
                 retry=Retry(NoBackoff(), 0),
                 reinitialize_steps=0,
                 socket_timeout=None,
@@ -105,11 +156,14 @@ class Cluster:
                 protocol=2,
                 max_connections=1000,
             )
-        except (ValueError, RedisClusterException, socket.gaierror) as error:
-            msg = f"the URL is not usable ({error}): write it as redis://[user:password@]host:port"
-            raise UsageError(msg) from error
+        except (ValueError, RedisClusterException, socket.gaierror):
+            # Not what it says: it may quote the URL, and that may hold a password.
+            raise UsageError(f"the URL is not usable (its host is unknown): {HOW}") from None
         self._strangers: dict[str, ClusterNode] = {}
-        self._refreshed_monotonic_s = -1e9
+        self._dropped: list[ClusterNode] = []
+        self._refreshing: anyio.Event | None = None
+        self._refresh_from_monotonic_s = -1e9
+        self._refreshes_without_news = 0
         self.topology_version = 0
         # Asked for every shard a worker starts; counting goes over 16384 slots.
         self._least_replicas = (-1, 0)
@@ -126,9 +180,9 @@ class Cluster:
                 # Not the client's own initialize: that also runs COMMAND, which few ACL users may and we don't need.
                 await self._nodes.initialize()
             self.topology_version += 1
-        except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
+        except (RedisError, RedisClusterException, OSError, TimeoutError, *NO_REPLY) as error:
             msg = f"no cluster node answers at {self.startup_addresses()}: is it up, and the address right?"
-            raise StoreUnavailable(msg) from error
+            raise refused_topology(error, self.startup_addresses()) or StoreUnavailable(msg) from None
 
     async def aclose(self) -> None:
         # Also when the caller was cancelled: a socket left open is a leak, and closing one takes no time.
@@ -136,7 +190,7 @@ class Cluster:
             await self._close_all()
 
     async def _close_all(self) -> None:
-        for node in self._strangers.values():
+        for node in (*self._strangers.values(), *self._dropped):
             await node.disconnect()
         await self._nodes.aclose()
         await self._nodes.aclose("startup_nodes")
@@ -172,14 +226,27 @@ class Cluster:
         nodes = self._nodes.slots_cache.get(slot)
         return nodes[0] if nodes else None
 
+    def still_has(self, node: ClusterNode) -> bool:
+        """Whether this very node may still be sent to: false once it has left the cluster, or was made anew."""
+        name, nodes = node.name, self._nodes
+        return any(known.get(name) is node for known in (nodes.nodes_cache, self._strangers, nodes.startup_nodes))
+
+    def lists(self, address: tuple[str, int]) -> bool:
+        """Whether the topology has a node by that name and port."""
+        return self._nodes.get_node(host=address[0], port=address[1]) is not None
+
     def node_at(self, address: tuple[str, int]) -> ClusterNode:
         """The node at an address a redirect named, also one that owns nothing yet."""
         host, port = address
-        known: ClusterNode | None = self._nodes.get_node(host=host, port=port)
+        # get_node() itself refuses port 0, which a broken redirect may name.
+        known: ClusterNode | None = self._nodes.get_node(host=host, port=port) if host and port else None
         if known is not None:
             return known
         name = f"{host}:{port}"
         if name not in self._strangers:
+            if len(self._strangers) >= MOST_STRANGERS:
+                self._dropped.append(self._strangers.pop(next(iter(self._strangers))))
+                self.topology_version += 1
             self._strangers[name] = ClusterNode(host, port, **self._nodes.connection_kwargs)
         return self._strangers[name]
 
@@ -189,76 +256,132 @@ class Cluster:
             return
         try:
             await self._nodes.move_slot(trouble.redirect)
-        except (RedisError, KeyError, AttributeError):
+        except (RedisError, KeyError, AttributeError, ValueError):
             await self.refresh()  # a slot that was not in the table at all
         self.topology_version += 1
 
     async def refresh(self, failed: str | None = None) -> None:
-        """Reads the topology again, at most every REFRESH_INTERVAL_S; a cluster out of reach changes nothing."""
+        """Looks whether the topology has changed, at most every REFRESH_FIRST_S and less often while it has not.
+
+        Whoever comes while that is under way waits for it. A cluster out of reach changes nothing. Takes
+        REFRESH_TIMEOUT_S at most.
+        """
+        if self._refreshing is not None:
+            await self._refreshing.wait()
+            return
         now = anyio.current_time()
-        if now - self._refreshed_monotonic_s < REFRESH_INTERVAL_S:
+        if now < self._refresh_from_monotonic_s:
             return
-        self._refreshed_monotonic_s = now
+        if now - self._refresh_from_monotonic_s > 5 * REFRESH_LAST_S:
+            self._refreshes_without_news = 0  # the trouble is a new one
+        ended = self._refreshing = anyio.Event()
+        news = False
         try:
-            with anyio.fail_after(REFRESH_TIMEOUT_S):
-                await self._nodes.initialize(last_failed_node_name=failed)
+            with anyio.move_on_after(REFRESH_TIMEOUT_S):
+                news = await self._read_topology(failed)
+        except (RedisError, RedisClusterException, OSError, *NO_REPLY):
+            pass  # the callers go on trying until their own deadlines and then say what they could not reach
+        finally:
+            self._refreshes_without_news = 0 if news else self._refreshes_without_news + 1
+            pause = backoff_s(self._refreshes_without_news, REFRESH_FIRST_S, REFRESH_LAST_S, self._chance())
+            self._refresh_from_monotonic_s = anyio.current_time() + pause
+            self._refreshing = None
+            ended.set()
+
+    async def _read_topology(self, failed: str | None) -> bool:
+        """Asks one node after the other until one answers; true when that was news."""
+        nodes: dict[str, ClusterNode] = {**self._nodes.startup_nodes, **self._nodes.nodes_cache}
+        for node in sorted(nodes.values(), key=lambda node: (node.name == failed, self._chance())):
+            (reply,) = await self.exchange(node, [Packed(_SLOTS)], within_s=REFRESH_ASK_S)
+            if isinstance(reply, Trouble):
+                continue
+            if topology.agrees(reply, self._nodes.slots_cache, node.host):
+                return False
+            await self._nodes.initialize(last_failed_node_name=failed)
+            self._part_with([name for name in self._strangers if name in self._nodes.nodes_cache])
             self.topology_version += 1
-        except (RedisError, RedisClusterException, OSError, TimeoutError, IndexError):
-            # The callers go on trying until their own deadlines and then say what they could not reach.
-            return
+            return True
+        return False
+
+    def _part_with(self, strangers: Sequence[str]) -> None:
+        self._dropped += [self._strangers.pop(name) for name in strangers]
 
     async def load_functions(self, node: ClusterNode, *, replace: bool = False) -> Trouble | None:
         """Puts the functions library on one master; the Trouble when that is refused."""
+        if not self._may_load:
+            return no_functions(node.name)
         args = ("FUNCTION", "LOAD", "REPLACE", library_source()) if replace else ("FUNCTION", "LOAD", library_source())
         (reply,) = await self.exchange(node, [Packed(pack_command(*args))])
-        if isinstance(reply, Trouble) and "already exists" not in str(reply.error.__cause__):
+        if not isinstance(reply, Trouble):
+            return None
+        if "already exists" not in str(reply.error.__cause__):
             return reply
-        return None
+        # Another client was faster; or one of an older version was, and its build lacks what was called.
+        (build,) = await self.exchange(node, [Packed(pack_call("build", (), ()))])
+        return await self.load_functions(node, replace=True) if type(build) is int and build < BUILD else None
 
-    async def exchange(self, node: ClusterNode, calls: Sequence[Packed]) -> list[Any]:
+    async def exchange(
+        self, node: ClusterNode, calls: Sequence[Packed], *, within_s: float = float("inf")
+    ) -> list[Any]:
         """Sends all calls in one write on one connection and reads every reply; never raises for a failed call.
 
-        Returns a reply or a Trouble for each call. One WAIT behind the last call covers every call before it.
+        Returns a reply or a Trouble for each call. One WAIT behind the last call covers every call before it. Takes
+        CONNECT_TIMEOUT_S, then ANSWER_TIMEOUT_S and more for a large write, and never longer than `within_s`.
         """
         confirm = next((call.confirm for call in calls if call.confirm is not None), None)
         write = [part for call in calls for part in ((_ASKING, call.data) if call.asking else (call.data,))]
         if confirm is not None:
             write.append(confirm.packed)
+        until = anyio.current_time() + within_s
         try:
             connection = node.acquire_connection()
-        except RedisError as error:  # more connections than the pool may open
-            return [classify(error, node.name)] * len(calls)
+        except RedisError:  # more connections than the pool may open
+            return [unreachable(node.name)] * len(calls)
         replies: list[Any] = []
-        limit_s = ANSWER_TIMEOUT_S + sum(map(len, write)) / SLOWEST_LINK_BYTES_PER_S
-        broken: Trouble | None = unanswered(node.name, limit_s)
+        broken: Trouble | None = None
         try:
-            await node.disconnect_if_needed(connection)
-            if not await self._connected(connection):
+            if not await self._connected(connection, min(CONNECT_TIMEOUT_S, within_s)):
                 return [unreachable(node.name)] * len(calls)
+            limit_s = ANSWER_TIMEOUT_S + sum(map(len, write)) / SLOWEST_LINK_BYTES_PER_S
+            limit_s = max(0.0, min(limit_s, until - anyio.current_time()))
+            broken = unanswered(node.name, limit_s)
             with anyio.move_on_after(limit_s):
                 await self._converse(node, connection, write, calls, confirm, replies)
                 broken = None
-        except (RedisError, OSError) as error:
+        except (RedisError, OSError, *NO_REPLY) as error:
             broken = classify(error, node.name)
         finally:
-            node.release(connection)
+            await self._give_back(node, connection)
         if broken is not None:
             # What was answered but not confirmed may be on one node only: its outcome is unknown too.
             replies = [broken if call.confirm else reply for reply, call in zip(replies, calls, strict=False)]
             replies += [broken] * (len(calls) - len(replies))
         return replies
 
+    async def _give_back(self, node: ClusterNode, connection: Connection) -> None:
+        if not self.still_has(node):
+            # Nobody would ever close what is kept there. Without waiting: this must not be cut short by a cancellation.
+            with anyio.CancelScope(shield=True):
+                await connection.disconnect(nowait=True)
+        node.release(connection)
+        while self._dropped:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(CONNECT_TIMEOUT_S):
+                await self._dropped.pop().disconnect_free_connections()
+
     @staticmethod
-    async def _connected(connection: Connection) -> bool:
-        if connection.is_connected:
-            return True
+    async def _connected(connection: Connection, within_s: float) -> bool:
         try:
-            with anyio.fail_after(CONNECT_TIMEOUT_S):
-                await connection.connect()
+            if connection.is_connected and not await _is_clean(connection):
+                await connection.disconnect(nowait=True)
+            if not connection.is_connected:
+                with anyio.fail_after(within_s):
+                    await connection.connect()
         except (AuthenticationError, AuthorizationError):
             raise
-        except (RedisError, OSError, TimeoutError):
-            return False
+        except (RedisError, OSError, TimeoutError, ValueError, OverflowError) as error:
+            if tls_failure(error, "") is not None:
+                raise
+            return False  # ValueError, OverflowError: a redirect may name any host and port
         return True
 
     async def _converse(
@@ -278,7 +401,7 @@ class Cluster:
                 replies.append(await connection.read_response())
             except ResponseError as error:
                 trouble = classify(error, node.name)
-                trouble.error.__cause__ = error
+                trouble.error.__cause__ = redacted(error)
                 replies.append(trouble)
         if confirm is not None:
             late = await self._confirmed(node, connection, confirm)
@@ -292,6 +415,8 @@ class Cluster:
         try:
             short = confirm.shortfall(await connection.read_response())
         except ResponseError as error:
+            if refused := _unconfirmable(error, node.name):
+                return Trouble("fail", StoreRefused(refused))
             # A master that was demoted in between refuses WAIT: what it took may be rolled back.
             return Trouble("refresh", StoreTimeout(f"{node.name} could not confirm a write: {str(error)[:40]}"))
         return None if short is None else not_replicated(node.name, confirm.replicas, short)

@@ -17,8 +17,11 @@ from redis import Connection
 from redis import exceptions as redis_errors
 
 from shardq.errors import AuthenticationFailed, StoreError, StoreRefused, StoreTimeout, StoreUnavailable
+from shardq.storage.reply import shape
+from shardq.storage.trouble import NO_REPLY
 
 SLOT_COUNT = 16384
+Address = tuple[str, int]  # host, port
 _MEET_WITHIN_S, _POLL_S = 20.0, 0.05
 
 # Redis quotes a command's arguments, which may be a user's data, after this phrase.
@@ -50,6 +53,8 @@ def node_command(
         return connection.read_response()
     except redis_errors.RedisError as error:
         raise _translated(error, str(args[0]), f"{host}:{port}", timeout_s) from error
+    except NO_REPLY as error:
+        raise StoreRefused(f"{host}:{port} answered {args[0]!s} with what is no reply of Redis: is it one?") from error
     finally:
         connection.disconnect()
 
@@ -68,8 +73,9 @@ def node_slot_map(host: str, port: int, *, password: str | None = None) -> dict[
     """Who serves which slots as this node sees it: (first, last) -> node ids, the master first, replicas sorted."""
     rows = node_command(host, port, "CLUSTER", "SLOTS", password=password)
     slot_map: dict[tuple[int, int], tuple[str, ...]] = {}
-    for first, last, master, *replicas in rows:
-        slot_map[int(first), int(last)] = (str(master[2]), *sorted(str(replica[2]) for replica in replicas))
+    with shape("CLUSTER SLOTS"):
+        for first, last, master, *replicas in rows:
+            slot_map[int(first), int(last)] = (str(master[2]), *sorted(str(replica[2]) for replica in replicas))
     return slot_map
 
 
@@ -100,21 +106,21 @@ def free_ports(host: str, count: int) -> list[int]:
             return ports
 
 
-def form_cluster(host: str, ports: Sequence[int], masters: int, *, password: str | None = None) -> None:
+def form_cluster(nodes: Sequence[Address], masters: int, *, password: str | None = None) -> None:
     """Ask empty nodes to be one cluster: the first `masters` get even slot ranges, the others replicate them in turn.
 
     Returns when all was asked for, which is before all of them know: poll `cluster_fault`.
     """
-    for index, port in enumerate(ports):
+    for index, (host, port) in enumerate(nodes):
         # Nodes that meet with equal epochs argue over them one gossip round at a time; told apart, they need not.
         node_command(host, port, "CLUSTER", "SET-CONFIG-EPOCH", index + 1, password=password)
         if index < masters:
             first, end = SLOT_COUNT * index // masters, SLOT_COUNT * (index + 1) // masters
             node_command(host, port, "CLUSTER", "ADDSLOTSRANGE", first, end - 1, password=password)
-    for one, other in combinations(ports, 2):  # all pairs: gossip alone would take seconds to introduce them
-        node_command(host, one, "CLUSTER", "MEET", host, other, bus_port(other), password=password)
-    for index, port in enumerate(ports[masters:]):
-        master_id = node_command(host, ports[index % masters], "CLUSTER", "MYID", password=password)
+    for one, (host, port) in combinations(nodes, 2):  # all pairs: gossip alone would take seconds to introduce them
+        node_command(*one, "CLUSTER", "MEET", host, port, bus_port(port), password=password)
+    for index, (host, port) in enumerate(nodes[masters:]):
+        master_id = node_command(*nodes[index % masters], "CLUSTER", "MYID", password=password)
         _replicate(host, port, master_id, password)
 
 
@@ -130,11 +136,11 @@ def _replicate(host: str, port: int, master_id: str, password: str | None) -> No
         time.sleep(_POLL_S)
 
 
-def cluster_fault(host: str, ports: Sequence[int], masters: int, *, password: str | None = None) -> str:
+def cluster_fault(nodes: Sequence[Address], masters: int, *, password: str | None = None) -> str:
     """What keeps these nodes from being one whole cluster with that many masters, in words; empty when nothing does."""
     views = set()
     online_replicas = 0
-    for port in ports:
+    for host, port in nodes:
         try:
             cluster = node_info(host, port, "cluster", password=password)
             link = node_info(host, port, "replication", password=password)
@@ -149,10 +155,10 @@ def cluster_fault(host: str, ports: Sequence[int], masters: int, *, password: st
         online_replicas += sum("state=online" in text for name, text in link.items() if name.startswith("slave"))
     view, *others = views
     served_by = {node_ids for _, node_ids in view}
-    if others or len({node for node_ids in served_by for node in node_ids}) != len(ports):
+    if others or len({node for node_ids in served_by for node in node_ids}) != len(nodes):
         return "the nodes do not agree yet who serves which slots"
-    if len(served_by) != masters or online_replicas != len(ports) - masters:
-        wanted = f"{masters} masters with {len(ports) - masters}"
+    if len(served_by) != masters or online_replicas != len(nodes) - masters:
+        wanted = f"{masters} masters with {len(nodes) - masters}"
         return f"{len(served_by)} masters with {online_replicas} replicas online serve the slots, not {wanted}"
     return ""
 

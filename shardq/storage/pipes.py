@@ -5,143 +5,61 @@ Invariants:
 - One write is under way per node; what waits meanwhile goes together in the next one, at most MAX_CALLS calls or about
   MAX_BYTES bytes of it.
 - A request is packed when it is written, not when it is queued: it carries all that came in the meantime.
-- Every submitted request ends in exactly one `settle` or `fail`, unless the pipes themselves are cancelled.
+- Every submitted request ends in exactly one `settle` or `fail`, unless the pipes themselves are cancelled, or its
+  caller waits no longer.
+- A call ends when its time is over, wherever it is then. Any other request is not written after its deadline, and has
+  ended one exchange (`Cluster.exchange`) after it at the latest.
 - Requests are safe to send twice (the functions see to that), so an unknown outcome is sent again; only when the
   deadline passes does it become the caller's StoreTimeout. The exception says so: a CallOnce ends with it.
-- Backing off is done by the request that failed: others of the same node go on.
+- Backing off is done by the request that failed: others of the same node go on. A node that took no connection, broke
+  it or did not answer backs off as a whole: what waits for it does not try it one by one, and is routed anew each time.
+- No two clients, and no two requests of one, back off in step: every pause is spread by chance.
+- There is a sender only for nodes that the cluster knows.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import random
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
 from redis.asyncio.cluster import ClusterNode
 
+from shardq.core.backoff import backoff_s
 from shardq.errors import ClosedError, ShardqError, StoreTimeout, StoreUnavailable
 from shardq.storage.cluster import Cluster, Confirm, Packed, pack_call
+from shardq.storage.requests import Call, CallOnce, Pipe, Request, Sending
 from shardq.storage.trouble import Trouble
 
-MAX_CALLS = 64
-MAX_BYTES = 4 * 1024 * 1024
 BACKOFF_FIRST_S = 0.02
 BACKOFF_LAST_S = 0.5
 DEFAULT_TIMEOUT_S = 10.0
 
 
-class Request(Protocol):
-    """Something to be called on the node that owns `slot`, until `deadline` (the event loop's clock, seconds)."""
-
-    slot: int
-    deadline: float
-
-    def pack(self) -> Packed:
-        """The call in wire form; asked again for every try, must mean the same call each time."""
-
-    def settle(self, reply: Any) -> None:
-        """The call was carried out and this is its reply."""
-
-    def fail(self, error: ShardqError) -> None:
-        """The call was given up; `error.outcome_unknown` tells whether it may have been carried out."""
-
-
-class Call:
-    """A request that one task waits for."""
-
-    __slots__ = ("_packed", "deadline", "done", "error", "reply", "slot")
-
-    def __init__(self, slot: int, packed: Packed, deadline: float) -> None:
-        self.slot = slot
-        self.deadline = deadline
-        self._packed = packed
-        self.done = anyio.Event()
-        self.reply: Any = None
-        self.error: ShardqError | None = None
-
-    def pack(self) -> Packed:
-        return self._packed
-
-    def settle(self, reply: Any) -> None:
-        self.reply = reply
-        self.done.set()
-
-    def fail(self, error: ShardqError) -> None:
-        self.error = error
-        self.done.set()
-
-    async def result(self) -> Any:
-        await self.done.wait()
-        if self.error is not None:
-            raise self.error
-        return self.reply
-
-
-class CallOnce(Call):
-    """A call that must not be carried out twice: sent again only while it is certain that it was not carried out."""
-
-    __slots__ = ()
-
-
-class _Sending:
-    """A request with what is known of its tries."""
-
-    __slots__ = ("asked", "outcome_unknown", "request", "tries")
-
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self.tries = 0
-        self.asked: ClusterNode | None = None
-        self.outcome_unknown = False
-
-
-class _Pipe:
-    """The queue and the sender of one node."""
-
-    def __init__(self, node: ClusterNode) -> None:
-        self.node = node
-        self.waiting: deque[_Sending] = deque()
-        self.more = anyio.Event()
-
-    def put(self, sending: _Sending) -> None:
-        self.waiting.append(sending)
-        self.more.set()
-
-    def take(self) -> tuple[list[_Sending], list[Packed]]:
-        batch: list[_Sending] = []
-        packed: list[Packed] = []
-        size = 0
-        confirmed: Confirm | None = None
-        while self.waiting and len(batch) < MAX_CALLS and size < MAX_BYTES:
-            call = self.waiting[0].request.pack()
-            if call.confirm is not None and confirmed is not None and call.confirm is not confirmed:
-                break
-            confirmed = confirmed or call.confirm
-            sending = self.waiting.popleft()
-            if sending.asked is not None:
-                call = Packed(call.data, True, call.confirm)
-                sending.asked = None
-            batch.append(sending)
-            packed.append(call)
-            size += len(call.data)
-        return batch, packed
-
-
 class Pipes:
-    """All pipes of one client part. Runs its senders in the task group it was given."""
+    """All pipes of one client part. Runs its senders in the task group it was given. `chance` gives numbers in [0, 1)
+    that spread the pauses."""
 
-    def __init__(self, cluster: Cluster, tasks: TaskGroup, on_retry: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        tasks: TaskGroup,
+        on_retry: Callable[[str], None] | None = None,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
         self.cluster = cluster
         self._tasks = tasks
-        self._pipes: dict[str, _Pipe] = {}
+        self._pipes: dict[str, Pipe] = {}
         self._calls: set[Call] = set()
+        self._swept_version = -1
+        self._chance = chance
         self._on_retry = on_retry  # told the action of each Trouble that a request is sent again for
 
     def submit(self, request: Request) -> None:
         """Queues `request`; it is settled or failed later."""
-        self._route(_Sending(request))
+        self._route(Sending(request))
 
     def submit_after(self, request: Request, pause_s: float) -> None:
         """The same after a pause."""
@@ -161,44 +79,67 @@ class Pipes:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         confirm: Confirm | None = None,
     ) -> Any:
-        """Calls one function and returns its reply. Raises StoreError when it was not carried out in `timeout_s`."""
+        """Calls one function and returns its reply. Raises StoreError, after `timeout_s` seconds at the latest."""
         return await self.command(slot, pack_call(function, keys, args), timeout_s=timeout_s, confirm=confirm)
 
     async def command(
         self, slot: int, data: bytes, *, timeout_s: float = DEFAULT_TIMEOUT_S, confirm: Confirm | None = None
     ) -> Any:
-        """Sends one command that is safe to repeat, already in wire form."""
-        call = Call(slot, Packed(data, False, confirm), anyio.current_time() + timeout_s)
-        self._calls.add(call)
-        try:
-            self.submit(call)
-            return await call.result()
-        finally:
-            self._calls.discard(call)
+        """Sends one command that is safe to repeat, already in wire form. Raises like `call`."""
+        (reply,) = await self._answers(
+            [Call(slot, Packed(data, False, confirm), anyio.current_time() + timeout_s)], timeout_s
+        )
+        return reply
 
     async def commands_once(
         self, slot: int, commands: Sequence[bytes], *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> list[Any]:
         """Sends commands that must not be carried out twice, in one write, and returns their replies.
 
-        Raises StoreTimeout when the outcome of one is unknown. Cancelled, some may be carried out still.
+        Raises StoreTimeout when the outcome of one is unknown, or only some were carried out; after `timeout_s` seconds
+        at the latest. Cancelled, some may be carried out still.
         """
         deadline = anyio.current_time() + timeout_s
         calls = [CallOnce(slot, Packed(data), deadline) for data in commands]
+        try:
+            return await self._answers(calls, timeout_s)
+        except ShardqError as error:
+            carried_out = any(call.done.is_set() and call.error is None for call in calls)
+            if carried_out and not getattr(error, "outcome_unknown", False):
+                msg = f"only a part of it was carried out: {error}"
+                raise StoreTimeout(msg) from error
+            raise
+
+    async def _answers(self, calls: Sequence[Call], timeout_s: float) -> list[Any]:
+        """Sends the calls and waits for all; those that nobody waits for any longer are not sent if they were not."""
+        sendings = [Sending(call) for call in calls]
         self._calls.update(calls)
         try:
-            for call in calls:
-                self.submit(call)
-            return [await call.result() for call in calls]
+            for sending in sendings:
+                self._route(sending)
+            with anyio.move_on_after(timeout_s):
+                return [await call.result() for call in calls]
+            raise self._first_unanswered(calls, sendings)
         finally:
             self._calls.difference_update(calls)
+            for sending in sendings:
+                sending.leave()
+
+    @staticmethod
+    def _first_unanswered(calls: Sequence[Call], sendings: Sequence[Sending]) -> ShardqError:
+        for call, sending in zip(calls, sendings, strict=True):
+            if not call.done.is_set():
+                return sending.given_up()
+        return sendings[0].given_up()  # answered in the very moment that the time was over
 
     def close(self) -> None:
         """Ends every call that a task still waits for; the pipes' own tasks end with their group."""
         for call in self._calls:
             call.fail(ClosedError("the client was closed with this call under way: it may have been carried out"))
 
-    def _route(self, sending: _Sending) -> None:
+    def _route(self, sending: Sending) -> None:
+        if self._swept_version != self.cluster.topology_version:
+            self._retire_unknown()
         node = sending.asked or self.cluster.node_of(sending.request.slot)
         if node is None:
             error = StoreUnavailable(f"no master owns slot {sending.request.slot}: is every master up?")
@@ -206,60 +147,95 @@ class Pipes:
             return
         pipe = self._pipes.get(node.name)
         if pipe is None or pipe.node is not node:
-            pipe = self._pipes[node.name] = _Pipe(node)
+            if pipe is not None:
+                pipe.retire()
+            pipe = self._pipes[node.name] = Pipe(node)
             self._tasks.start_soon(self._send_all, pipe)
         pipe.put(sending)
 
-    async def _send_all(self, pipe: _Pipe) -> None:
+    def _retire_unknown(self) -> None:
+        self._swept_version = self.cluster.topology_version
+        for name, pipe in list(self._pipes.items()):
+            if not self.cluster.still_has(pipe.node):
+                del self._pipes[name]
+                pipe.retire()
+
+    async def _send_all(self, pipe: Pipe) -> None:
+        failures = 0
         while True:
             if not pipe.waiting:
+                if pipe.retired:
+                    return
                 pipe.more = anyio.Event()
                 await pipe.more.wait()
-            batch, packed = pipe.take()
-            replies = await self.cluster.exchange(pipe.node, packed)
+            now = anyio.current_time()
+            batch, packed = pipe.take(now)
+            if not batch:
+                continue
+            for sending in batch:
+                sending.written_to = pipe.node.name
+            longest = max(sending.request.deadline for sending in batch) - now
+            replies = await self.cluster.exchange(pipe.node, packed, within_s=longest)
             for sending, reply in zip(batch, replies, strict=True):
+                sending.written_to = ""
                 if isinstance(reply, Trouble):
                     self._tasks.start_soon(self._again, sending, reply, pipe.node)
                 else:
                     sending.request.settle(reply)
+            away = isinstance(reply, Trouble) and reply.away
+            failures = failures + 1 if away else 0
+            if away:
+                await self._hold(pipe, failures)
 
-    async def _again(self, sending: _Sending, trouble: Trouble, node: ClusterNode | None) -> None:
+    async def _hold(self, pipe: Pipe, failures: int) -> None:
+        """The node is away: what waits for it goes where its slots are by now. A single broken connection costs no
+        pause, the next one may do."""
+        await self.cluster.refresh(pipe.node.name)
+        if failures > 1:
+            await anyio.sleep(self._pause(failures - 1))
+        for sending in pipe.take_all():
+            sending.pipe = None
+            if not sending.left:
+                self._route(sending)
+
+    async def _again(self, sending: Sending, trouble: Trouble, node: ClusterNode | None) -> None:
         """Does what the trouble asks for, waits, and queues the request again, or gives it up."""
         sending.tries += 1
+        sending.error = trouble.error
         sending.outcome_unknown = sending.outcome_unknown or getattr(trouble.error, "outcome_unknown", False)
         if self._on_retry is not None:
             self._on_retry(trouble.action)
+        trouble = await self._mend(sending, trouble, node)
+        sending.error = trouble.error
+        if sending.left:
+            return
+        request = sending.request
+        if trouble.action == "fail" or (sending.outcome_unknown and isinstance(request, CallOnce)):
+            request.fail(trouble.error)
+            return
+        left_s = request.deadline - anyio.current_time()
+        if left_s <= 0:
+            request.fail(sending.given_up())
+            return
+        redirected = trouble.action in ("moved", "ask", "load") and sending.tries <= 3
+        if not redirected:
+            await anyio.sleep(min(self._pause(sending.tries), left_s))
+        if not sending.left:
+            self._route(sending)
+
+    async def _mend(self, sending: Sending, trouble: Trouble, node: ClusterNode | None) -> Trouble:
+        """Returns what is left of the trouble."""
         if trouble.action == "load" and node is not None:
             refused = await self.cluster.load_functions(node)
             if refused is not None:
-                trouble = refused if refused.action != "fail" else Trouble("fail", trouble.error)
+                return refused if refused.action != "fail" else Trouble("fail", trouble.error)
         elif trouble.action == "moved":
             await self.cluster.follow(trouble)
         elif trouble.action == "ask" and trouble.address is not None:
             sending.asked = self.cluster.node_at(trouble.address)
         elif trouble.action == "refresh":
             await self.cluster.refresh(node.name if node is not None else None)
-        if trouble.action == "fail" or (sending.outcome_unknown and isinstance(sending.request, CallOnce)):
-            sending.request.fail(trouble.error)
-            return
-        pause = self._pause(sending.tries, trouble)
-        if anyio.current_time() + pause > sending.request.deadline:
-            sending.request.fail(self._given_up(sending, trouble))
-            return
-        await anyio.sleep(pause)
-        self._route(sending)
+        return trouble
 
-    @staticmethod
-    def _pause(tries: int, trouble: Trouble) -> float:
-        redirected = trouble.action in ("moved", "ask", "load")
-        if redirected and tries <= 3:
-            return 0.0
-        return min(BACKOFF_FIRST_S * float(2 ** min(tries - 1, 10)), BACKOFF_LAST_S)
-
-    @staticmethod
-    def _given_up(sending: _Sending, trouble: Trouble) -> ShardqError:
-        if sending.outcome_unknown and not getattr(trouble.error, "outcome_unknown", False):
-            error: ShardqError = StoreTimeout(f"gave up with the outcome unknown; last: {trouble.error}")
-            error.__cause__ = trouble.error
-            return error
-        return trouble.error
+    def _pause(self, tries: int) -> float:
+        return backoff_s(tries, BACKOFF_FIRST_S, BACKOFF_LAST_S, self._chance())

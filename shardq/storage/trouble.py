@@ -1,10 +1,12 @@
 """What a failed call means: one table from Redis errors to what to do next and what to tell the user. Does no I/O.
 
-redis-py's texts may carry payload bytes, so only the leading error code is passed on.
+Redis' texts may carry payload bytes and name the user, so only the leading error code is passed on, and what is chained
+as the cause is redacted.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,12 +29,14 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shardq.errors import (
     AuthenticationFailed,
+    CorruptData,
     FunctionsMissing,
     ShardqError,
     StoreRefused,
     StoreTimeout,
     StoreUnavailable,
 )
+from shardq.storage.tls import tls_failure
 
 Action = Literal["moved", "ask", "again", "refresh", "load", "fail"]
 
@@ -47,12 +51,15 @@ class Trouble:
     refresh  back off, look at the topology again, send it again
     load     put the functions library on the node, send it again
     fail     sending it again can't help
+
+    `away`: the node took no connection, broke it or did not answer, so whatever else waits for it would fare the same.
     """
 
     action: Action
     error: ShardqError
     address: tuple[str, int] | None = None
     redirect: AskError | None = None
+    away: bool = False
 
 
 # Error codes that redis-py leaves as plain ResponseErrors, and codes of states that pass by themselves.
@@ -67,6 +74,15 @@ _PASSING = {
     "MASTERDOWN": "the replica's master is down",
 }
 
+NO_REPLY = (ValueError, TypeError, LookupError, AttributeError, OverflowError, MemoryError)
+"""What redis-py raises for bytes that are no reply, or a redirect or a list of slots that names none."""
+
+_ARGUMENTS_FOLLOW = ", with args beginning with"
+_COMMAND = re.compile(r"run the '([\w|-]+)' command")
+_FUNCTION = re.compile(r"\bscript: (\w+)")
+_QUOTED = re.compile(r"'[^']*'(?! command)")
+_USER = re.compile(r"\b[Uu]ser \S+(?= has )")
+
 _REPLICATION_LATE = "the write was not confirmed by enough replicas in time"
 
 
@@ -78,18 +94,57 @@ def _code(error: BaseException) -> str:
 def _from_response(error: ResponseError, node: str) -> Trouble:
     text, code = str(error), _code(error)
     if "Function not found" in text:
-        return Trouble("load", FunctionsMissing(f"{node} has no shardq functions: run `shardq install --url ...`"))
+        return Trouble("load", _functions_missing(node))
     if code in _PASSING:
         return Trouble("again", StoreUnavailable(f"{_PASSING[code]} on {node}: {code}"))
     if code == "NOPERM" or "NOPERM" in text[:40] or "ACL failure" in text or "user executing the script" in text:
-        return _no_permission(node)
+        return _no_permission(error, node)
+    if code == "SHARDQ_CORRUPT":
+        return Trouble("fail", CorruptData(f"{node}: {text.partition(' ')[2][:200]}; put back a sound copy of it"))
     if code.startswith("SHARDQ_MISUSE") or "SHARDQ_MISUSE" in text:
         return Trouble("fail", StoreRefused(f"shardq called its functions wrongly, please report it: {text[:200]}"))
     return Trouble("fail", StoreRefused(f"{node} answered {code or 'an error'}; look at the server's log"))
 
 
-def _no_permission(node: str) -> Trouble:
-    return Trouble("fail", StoreRefused(f"{node} refused a command to this user (NOPERM): grant it by ACL SETUSER"))
+def _functions_missing(node: str) -> FunctionsMissing:
+    return FunctionsMissing(f"{node} has no shardq functions: run `shardq install --url ...`")
+
+
+def no_functions(node: str) -> Trouble:
+    """The functions library is not there and is not to be loaded."""
+    return Trouble("fail", _functions_missing(node))
+
+
+def _no_permission(error: BaseException, node: str) -> Trouble:
+    text = str(error)
+    if command := _COMMAND.search(text):
+        missing = f"run {command[1].upper()}"
+    elif function := _FUNCTION.search(text):  # Redis 7.0 does not say more
+        missing = f"run a command that {function[1]} runs"
+    elif "channel" in text:
+        missing = "use a Pub/Sub channel that this takes"
+    elif "key" in text:
+        missing = "use a key that this takes"
+    else:
+        missing = "do this"
+    how = "`shardq acl ROLE` prints what each role needs (producer, worker, coordinator, exporter, operator)"
+    return Trouble("fail", StoreRefused(f"{node} does not let this user {missing} (NOPERM): {how}"))
+
+
+def refused_topology(error: BaseException, node: str) -> ShardqError | None:
+    """Why the topology could not be read, when it was refused; redis-py says then that this is no cluster."""
+    chain, at = [error], error
+    while (under := at.__cause__ or at.__context__) is not None and under not in chain:
+        chain.append(at := under)
+    denied = next((each for each in chain if isinstance(each, NoPermissionError)), None)
+    return tls_failure(error, node) if denied is None else _no_permission(denied, node).error
+
+
+def redacted(error: ResponseError) -> ResponseError:
+    """The error without what Redis quotes in its text: a command's arguments, and the user's name."""
+    text = str(error)
+    said = _QUOTED.sub("'...'", _USER.sub("this user", text.split(_ARGUMENTS_FOLLOW)[0]))
+    return error if said == text else type(error)(said)
 
 
 def _address(error: AskError, node: str) -> tuple[str, int]:
@@ -129,27 +184,32 @@ def classify(error: BaseException, node: str) -> Trouble:
             way = "wants a password: write the URL as redis://user:password@host:port"
             return Trouble("fail", AuthenticationFailed(f"{node} {way}"))
         case NoPermissionError():
-            return _no_permission(node)
+            return _no_permission(error, node)
         case AuthenticationError() | AuthorizationError():
             return Trouble("fail", AuthenticationFailed(f"{node} refused the user name or password: check the URL"))
         case ResponseError():
             return _from_response(error, node)
+        case RedisConnectionError() | OSError() if (refused := tls_failure(error, node)) is not None:
+            # Sent again until the deadline: certificates are changed while clients run. A new client says it at once.
+            return Trouble("refresh", refused, away=True)
         case RedisClusterException():
             return Trouble("refresh", StoreUnavailable("the cluster has no node for a slot: is every master up?"))
         case RedisConnectionError() | RedisError() | OSError() | EOFError():
-            return Trouble("refresh", StoreTimeout(f"the connection to {node} broke with a call under way"))
+            return Trouble("refresh", StoreTimeout(f"the connection to {node} broke with a call under way"), away=True)
+        case _ if isinstance(error, NO_REPLY):
+            return Trouble("refresh", StoreTimeout(f"{node} answered what is no reply of Redis: is it one?"))
         case _:
             raise error
 
 
 def unreachable(node: str) -> Trouble:
     """Nothing was sent: the node did not take the connection."""
-    return Trouble("refresh", StoreUnavailable(f"can't connect to {node}: is it up, and the address right?"))
+    return Trouble("refresh", StoreUnavailable(f"can't connect to {node}: is it up, and the address right?"), away=True)
 
 
 def unanswered(node: str, seconds: float) -> Trouble:
     """The call was sent and no answer came in time."""
-    return Trouble("refresh", StoreTimeout(f"{node} did not answer within {seconds:g} s"))
+    return Trouble("refresh", StoreTimeout(f"{node} did not answer within {seconds:.3g} s"), away=True)
 
 
 def not_replicated(node: str, wanted: int, reached: int) -> Trouble:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -35,7 +35,9 @@ class WorkerProcess:
         handler_s: float = 0.0,
         target: str = "tests.runtime.app:worker",
         settings: Mapping[str, str] = MappingProxyType({}),
+        launcher: Sequence[str] = (),
     ) -> None:
+        """`launcher` is a command that becomes the one behind it."""
         environment = os.environ | {
             "QUEUE": queue,
             "JOURNAL": str(journal),
@@ -46,7 +48,7 @@ class WorkerProcess:
         self.log = journal / f"log-{time.monotonic_ns()}.txt"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "shardq", "work", target, "--url", url],
+                [*launcher, sys.executable, "-m", "shardq", "work", target, "--url", url],
                 env=environment,
                 cwd=ROOT,
                 stderr=log,
@@ -85,9 +87,18 @@ def workers(
     the end."""
     started: list[WorkerProcess] = []
 
-    def start(**settings: str) -> WorkerProcess:
+    def start(app: str = target, *, launcher: Sequence[str] = (), **settings: str) -> WorkerProcess:
         started.append(
-            WorkerProcess(url, queue, journal, lease=lease, handler_s=handler_s, target=target, settings=settings)
+            WorkerProcess(
+                url,
+                queue,
+                journal,
+                lease=lease,
+                handler_s=handler_s,
+                target=app,
+                settings=settings,
+                launcher=launcher,
+            )
         )
         return started[-1]
 

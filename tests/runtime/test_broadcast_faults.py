@@ -370,12 +370,14 @@ class Tampered:
         self._exchange: Callable[..., Any] = client.cluster.exchange
         monkeypatch.setattr(client.cluster, "exchange", self.exchange)
 
-    async def exchange(self, node: Any, calls: Sequence[Packed]) -> list[Any]:
+    async def exchange(self, node: Any, calls: Sequence[Packed], **limits: float) -> list[Any]:
+        if any(b"SLOTS" in call.data for call in calls):  # a look at the topology
+            return list(await self._exchange(node, calls, **limits))
         self.writes += 1
         if self.refuse:
             self.refuse -= 1
             return [Trouble("refresh", StoreUnavailable("not sent"))] * len(calls)
-        replies: list[Any] = await self._exchange(node, calls)
+        replies: list[Any] = await self._exchange(node, calls, **limits)
         if self.lose_answers:
             self.lose_answers -= 1
             return [Trouble("refresh", StoreTimeout("no answer came"))] * len(calls)

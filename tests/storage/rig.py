@@ -22,7 +22,8 @@ from shardq.storage.calls import Acquired, Appended, Item, Stepped
 from shardq.storage.cluster import Packed, pack_command
 from shardq.storage.counters import GroupCounters, ShardCounters
 from shardq.storage.keys import Keys
-from shardq.storage.pipes import Call, Pipes
+from shardq.storage.pipes import Pipes
+from shardq.storage.requests import Call
 
 TIMEOUT_S = 10.0
 

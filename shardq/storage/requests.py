@@ -1,0 +1,171 @@
+"""What waits to be sent: a request with what is known of its tries, and the queue of one node. Does no I/O; the rules
+are those of pipes.py, which sends.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Protocol
+
+import anyio
+from redis.asyncio.cluster import ClusterNode
+
+from shardq.errors import ShardqError, StoreTimeout, StoreUnavailable
+from shardq.storage.cluster import Confirm, Packed
+
+MAX_CALLS = 64
+MAX_BYTES = 4 * 1024 * 1024
+LEFT_BEFORE_SWEEP = 64
+
+
+class Request(Protocol):
+    """Something to be called on the node that owns `slot`, until `deadline` (the event loop's clock, seconds)."""
+
+    slot: int
+    deadline: float
+
+    def pack(self) -> Packed:
+        """The call in wire form; asked again for every try, must mean the same call each time."""
+
+    def settle(self, reply: Any) -> None:
+        """The call was carried out and this is its reply."""
+
+    def fail(self, error: ShardqError) -> None:
+        """The call was given up; `error.outcome_unknown` tells whether it may have been carried out."""
+
+
+class Call:
+    """A request that one task waits for."""
+
+    __slots__ = ("_packed", "deadline", "done", "error", "reply", "slot")
+
+    def __init__(self, slot: int, packed: Packed, deadline: float) -> None:
+        self.slot = slot
+        self.deadline = deadline
+        self._packed = packed
+        self.done = anyio.Event()
+        self.reply: Any = None
+        self.error: ShardqError | None = None
+
+    def pack(self) -> Packed:
+        return self._packed
+
+    def settle(self, reply: Any) -> None:
+        self.reply = reply
+        self.done.set()
+
+    def fail(self, error: ShardqError) -> None:
+        self.error = error
+        self.done.set()
+
+    async def result(self) -> Any:
+        await self.done.wait()
+        if self.error is not None:
+            raise self.error
+        return self.reply
+
+
+class CallOnce(Call):
+    """A call that must not be carried out twice: sent again only while it is certain that it was not carried out."""
+
+    __slots__ = ()
+
+
+class Sending:
+    """A request with what is known of its tries. `left`: nobody waits for it any more, it need not be sent."""
+
+    __slots__ = ("asked", "error", "left", "outcome_unknown", "pipe", "request", "tries", "written_to")
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.tries = 0
+        self.asked: ClusterNode | None = None
+        self.error: ShardqError | None = None
+        self.outcome_unknown = False
+        self.written_to = ""  # the node whose answer is awaited right now
+        self.left = False
+        self.pipe: Pipe | None = None  # where it waits
+
+    def leave(self) -> None:
+        if not self.left:
+            self.left = True
+            if self.pipe is not None:
+                self.pipe.one_left()
+
+    def given_up(self) -> ShardqError:
+        """Why it is not tried any longer."""
+        last, error = self.error, self.error
+        if self.written_to:
+            error = StoreTimeout(f"{self.written_to} did not answer in time: the call may have been carried out")
+        elif last is None:
+            error = StoreUnavailable("not sent in time: its node was slow with what had been sent before")
+        elif self.outcome_unknown and not getattr(last, "outcome_unknown", False):
+            error = StoreTimeout(f"gave up with the outcome unknown; last: {last}")
+        else:
+            return last
+        error.__cause__ = last
+        return error
+
+
+class Pipe:
+    """The queue and the sender of one node. `retired`: the sender ends when nothing waits."""
+
+    def __init__(self, node: ClusterNode) -> None:
+        self.node = node
+        self.waiting: deque[Sending] = deque()
+        self.more = anyio.Event()
+        self.retired = False
+        self._left = 0
+
+    def put(self, sending: Sending) -> None:
+        sending.pipe = self
+        self.waiting.append(sending)
+        self.more.set()
+
+    def retire(self) -> None:
+        self.retired = True
+        self.more.set()
+
+    def one_left(self) -> None:
+        """Callers that come and go while the node hangs must not pile up here."""
+        self._left += 1
+        if self._left > max(LEFT_BEFORE_SWEEP, len(self.waiting) // 2):
+            self.waiting = deque(sending for sending in self.waiting if not sending.left)
+            self._left = 0
+
+    def take_all(self) -> deque[Sending]:
+        taken, self.waiting, self._left = self.waiting, deque(), 0
+        return taken
+
+    def _next(self, now: float) -> Sending | None:
+        """The first that is still to be sent; ends those before it whose time is over."""
+        while self.waiting:
+            sending = self.waiting[0]
+            if not sending.left and now <= sending.request.deadline:
+                return sending
+            self.waiting.popleft()
+            sending.pipe = None
+            if not sending.left:
+                sending.request.fail(sending.given_up())
+        return None
+
+    def take(self, now: float) -> tuple[list[Sending], list[Packed]]:
+        """What goes in the next write; may be nothing."""
+        batch: list[Sending] = []
+        packed: list[Packed] = []
+        size = 0
+        confirmed: Confirm | None = None
+        while len(batch) < MAX_CALLS and size < MAX_BYTES and (sending := self._next(now)) is not None:
+            call = sending.request.pack()
+            if call.confirm is not None and confirmed is not None and call.confirm is not confirmed:
+                break
+            confirmed = confirmed or call.confirm
+            self.waiting.popleft()
+            sending.pipe = None
+            if sending.asked is not None:
+                call = Packed(call.data, True, call.confirm)
+                sending.asked = None
+            batch.append(sending)
+            packed.append(call)
+            size += len(call.data)
+        return batch, packed
