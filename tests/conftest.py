@@ -60,6 +60,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "server_kind" in metafunc.fixturenames:
         kinds = metafunc.config.getoption("--server-kind") or list(SERVER_KINDS)
+        only = metafunc.definition.get_closest_marker("server_kinds")
+        if only is not None:
+            kinds = [kind for kind in kinds if kind in only.args]
         metafunc.parametrize("server_kind", kinds, indirect=True, scope="session")
 
 

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.util import find_spec
@@ -24,7 +24,15 @@ from urllib.parse import quote
 
 from shardq.errors import StoreError, StoreUnavailable, UsageError
 from shardq.ops.processes import die_with_parent
-from shardq.storage.nodes import bus_port, cluster_fault, form_cluster, free_ports, is_port_free, node_info
+from shardq.storage.nodes import (
+    Address,
+    bus_port,
+    cluster_fault,
+    form_cluster,
+    free_ports,
+    is_port_free,
+    node_info,
+)
 
 _HOST = "127.0.0.1"
 _OLDEST_SERVER = (7, 0)  # the first with functions and sharded Pub/Sub
@@ -94,11 +102,24 @@ def _servers_about() -> Iterator[Path]:
 
 
 class LocalServer:
-    """One server process of a local cluster; its port and folder stay the same over kill() and restart()."""
+    """One server process of a local cluster; its address and folder stay the same over kill() and restart().
 
-    def __init__(self, server: Path, port: int, folder: Path, password: str, settings: Mapping[str, str]) -> None:
-        self.port, self.folder = port, folder
-        self._server, self._password = server, password
+    `launcher` is a command that becomes the server: it ends in an exec of what stands behind it.
+    """
+
+    def __init__(
+        self,
+        server: Path,
+        port: int,
+        folder: Path,
+        password: str,
+        settings: Mapping[str, str],
+        *,
+        host: str = _HOST,
+        launcher: Sequence[str] = (),
+    ) -> None:
+        self.host, self.port, self.folder = host, port, folder
+        self._command, self._password = [*launcher, str(server)], password
         self._process: subprocess.Popen[bytes] | None = None
         secret = json.dumps(password, ensure_ascii=False)  # quoted and escaped as redis.conf reads it
         own = {"port": str(port), "cluster-port": str(bus_port(port)), "requirepass": secret, "masterauth": secret}
@@ -132,7 +153,7 @@ class LocalServer:
         # Stored here and not returned: a Ctrl-C in the thread that waits must not lose sight of the new process.
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [self._server, config.name],
+                [*self._command, config.name],
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -144,7 +165,7 @@ class LocalServer:
     def wait_until_answering(self, deadline: float) -> None:
         while self.alive and time.monotonic() < deadline:
             try:
-                info = node_info(_HOST, self.port, "default", password=self._password, timeout_s=1.0)
+                info = node_info(self.host, self.port, "default", password=self._password, timeout_s=1.0)
             except StoreError:
                 info = {}  # not listening yet; or a stranger's server, and ours is about to end for want of its port
             if info.get("process_id") == str(self.pid) and info.get("loading") == "0":
@@ -203,11 +224,15 @@ class LocalCluster:
         return [process.port for process in self.processes]
 
     @property
+    def addresses(self) -> list[Address]:
+        return [(process.host, process.port) for process in self.processes]
+
+    @property
     def url(self) -> str:
         if not self.processes:
             raise UsageError("The local cluster is not running: start() it, or use it in a `with` statement.")
         user = f":{quote(self._password, safe='')}@" if self._password else ""
-        return f"redis://{user}{_HOST}:{self.ports[0]}"
+        return f"redis://{user}{self.processes[0].host}:{self.ports[0]}"
 
     def __enter__(self) -> Self:
         self.start()
@@ -223,7 +248,7 @@ class LocalCluster:
         self.server = self.server or find_server(None)
         for attempts_left in reversed(range(_PORT_ATTEMPTS)):
             try:
-                self._start(self.server)
+                self._start()
                 return
             except StoreUnavailable as error:
                 # Between being found free and being listened on, a port may go to another program: choose again.
@@ -250,12 +275,12 @@ class LocalCluster:
     def wait_until_ready(self, timeout_s: float = _READY_WITHIN_S) -> None:
         """Return when every node serves, all agree who has which slots, and every replica is linked."""
         deadline = time.monotonic() + timeout_s
-        while fault := cluster_fault(_HOST, self.ports, self._masters, password=self._password):
+        while fault := cluster_fault(self.addresses, self._masters, password=self._password):
             if time.monotonic() > deadline:
                 raise StoreUnavailable(f"The local cluster is not ready after {timeout_s:g} s; mend this: {fault}")
             time.sleep(_POLL_S)
 
-    def _start(self, server: Path) -> None:
+    def _start(self) -> None:
         ports, fresh = self._choose_ports()
         if taken := [port for port in ports if not is_port_free(_HOST, port)]:
             what = f"Port {taken[0]} or its cluster bus port {bus_port(taken[0])} is in use"
@@ -263,18 +288,24 @@ class LocalCluster:
         folder = self.data_dir = self.data_dir or Path(tempfile.mkdtemp(prefix="shardq-"))
         try:
             for port in ports:
-                self.processes.append(LocalServer(server, port, folder / str(port), self._password, self._settings))
+                self.processes.append(self.new_server(port))
                 self.processes[-1].launch()
             for process in self.processes:
                 process.wait_until_answering(time.monotonic() + _READY_WITHIN_S)
             if fresh:
-                form_cluster(_HOST, ports, self._masters, password=self._password)
+                form_cluster(self.addresses, self._masters, password=self._password)
             self.wait_until_ready()
         except BaseException:  # a Ctrl-C included: a start that failed leaves no server and no half-made cluster behind
             self.stop()
             for port in ports if fresh else ():
                 shutil.rmtree(folder / str(port), ignore_errors=True)
             raise
+
+    def new_server(self, port: int) -> LocalServer:
+        """One like the others, neither started nor in the cluster; only while the cluster runs."""
+        if self.server is None or self.data_dir is None:
+            raise UsageError("The local cluster is not running: start() it before asking it for a new server.")
+        return LocalServer(self.server, port, self.data_dir / str(port), self._password, self._settings)
 
     def _choose_ports(self) -> tuple[list[int], bool]:
         """The ports to listen on, and whether a cluster is to be formed or the data folder's own continues."""

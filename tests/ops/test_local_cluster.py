@@ -74,8 +74,8 @@ def test_replicas_are_linked_one_to_each_master(cluster_with_replicas: LocalClus
     assert [int(role["master_port"]) for role in roles[3:]] == ports[:3]
     assert {role["master_link_status"] for role in roles[3:]} == {"up"}
     assert {len(nodes) for nodes in node_slot_map(HOST, ports[0]).values()} == {2}
-    assert cluster_fault(HOST, ports, 3) == ""
-    assert "3 masters with 3 replicas" in cluster_fault(HOST, ports, 4)
+    assert cluster_fault([(HOST, port) for port in ports], 3) == ""
+    assert "3 masters with 3 replicas" in cluster_fault([(HOST, port) for port in ports], 4)
 
 
 def test_stop_leaves_no_process_and_no_folder(server_binary: Path) -> None:

@@ -20,12 +20,11 @@ from shardq.core.effects import Effect
 from shardq.core.session import FIRST, NEW, Put
 from shardq.ops.local_cluster import LocalCluster
 from shardq.runtime.queue import Queue
-from shardq.storage.nodes import node_command
 from shardq.storage.pipes import Pipes
+from tests.faults.slots import Move
 from tests.storage.rig import Rig, ids, one, rig, until
 
 pytestmark = pytest.mark.anyio
-HOST = "127.0.0.1"
 
 
 @pytest.fixture(scope="module")
@@ -34,33 +33,10 @@ def own_cluster(server_binary: Path) -> Iterator[LocalCluster]:
         yield made
 
 
-class Move:
-    """The slot of one shard on its way from the node that has it to the other one."""
-
-    def __init__(self, cluster: LocalCluster, slot: int) -> None:
-        self.slot = slot
-        self.ports = cluster.ports
-        first, second = cluster.ports
-        owns_first = bool(slot < 8192)
-        self.source, self.target = (first, second) if owns_first else (second, first)
-        self.ids = {port: str(node_command(HOST, port, "CLUSTER", "MYID")) for port in cluster.ports}
-
-    def begin(self) -> list[str]:
-        """Opens both ends; returns the keys that must move, the stream first."""
-        self._set(self.target, "IMPORTING", self.ids[self.source])
-        self._set(self.source, "MIGRATING", self.ids[self.target])
-        keys: list[str] = node_command(HOST, self.source, "CLUSTER", "GETKEYSINSLOT", self.slot, 1000)
-        return sorted(keys, key=lambda key: not key.endswith(":stream"))
-
-    def move(self, key: str) -> None:
-        node_command(HOST, self.source, "MIGRATE", HOST, self.target, key, 0, 5000)
-
-    def end(self) -> None:
-        for port in (self.target, self.source):
-            self._set(port, "NODE", self.ids[self.target])
-
-    def _set(self, port: int, *args: str) -> None:
-        node_command(HOST, port, "CLUSTER", "SETSLOT", self.slot, *args)
+def move_of(cluster: LocalCluster, slot: int) -> Move:
+    """From the node that has the slot to the other one."""
+    first, second = cluster.processes
+    return Move(slot, first, second) if slot < 8192 else Move(slot, second, first)
 
 
 class Traffic:
@@ -195,7 +171,7 @@ async def test_a_slot_moves_under_load(own_cluster: LocalCluster, queue_name: st
         queue = await made.client.queue(queue_name, shards=1)
         await queue.open_group("g")
         made.keys, made.shard = queue.keys, queue.shards[0]
-        move = Move(own_cluster, made.shard.slot)
+        move = move_of(own_cluster, made.shard.slot)
         async with traffic(made, queue) as running:
 
             async def flows() -> None:
@@ -215,7 +191,7 @@ async def test_a_slot_moves_under_load(own_cluster: LocalCluster, queue_name: st
 
             async def moved() -> bool:
                 node = made.client.cluster.node_of(move.slot)
-                return node is not None and int(node.port) == move.target
+                return node is not None and int(node.port) == move.target.port
 
             await flows()
             assert not running.retries
@@ -252,7 +228,7 @@ async def test_an_effect_on_a_key_that_is_missing_waits_for_the_end_of_the_move(
         await made.append("p", 1, "a")
         token = await made.own()
         entries = await made.fetch(token)
-        move = Move(own_cluster, made.shard.slot)
+        move = move_of(own_cluster, made.shard.slot)
         for key in move.begin():
             move.move(key)
         ended: list[str] = []
