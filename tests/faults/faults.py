@@ -25,6 +25,7 @@ class Fault:
               cluster is whole again
     needs     why it can't be done in this lab, or None
     loses     the durabilities of acknowledged sends that it may lose messages of
+    repeats   whether messages may be handled again because of it
     """
 
     name: str
@@ -32,6 +33,7 @@ class Fault:
     strike: Callable[[Lab, random.Random], Heal]
     needs: Callable[[Lab], str | None] = _nothing
     loses: frozenset[str] = field(default=frozenset())
+    repeats: bool = True
 
 
 FAULTS: dict[str, Fault] = {}
@@ -44,4 +46,4 @@ def register(fault: Fault) -> None:
 
 
 # Each registers its own, which takes what is defined above.
-from tests.faults import faults_cluster, faults_network, faults_server  # noqa: E402, F401
+from tests.faults import faults_cluster, faults_network, faults_processes, faults_server  # noqa: E402, F401

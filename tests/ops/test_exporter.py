@@ -210,7 +210,9 @@ async def test_a_queue_that_cannot_be_read_takes_no_other_down(cluster: LocalClu
         assert seen.values("shardq_queue_up", queue_name) == [1]
         assert seen.values("shardq_messages_appended_total", queue_name) == [0, 0]
         assert seen.one("shardq_exporter_up") == 0
-        await client.pipes.command(queue.keys.control_slot, pack_command("DEL", queue.keys.routing))
+        mended = pack_command("HSET", queue.keys.routing, "table", queue.table.to_bytes())
+        await client.pipes.command(queue.keys.control_slot, mended)
+        await queue.delete()
 
 
 async def test_an_outage_keeps_the_last_values_and_counts_errors(
