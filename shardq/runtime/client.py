@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Unpack
 
 import anyio
 from anyio.abc import TaskGroup
 
+from shardq.core.meters import Meters
 from shardq.core.queue_settings import SettingsChange
 from shardq.core.records import Headers, Key
 from shardq.core.schedule import Missed, Schedule
@@ -29,9 +30,10 @@ from shardq.storage.pipes import Pipes
 class Client:
     """A connection to a Redis Cluster. Make one with `shardq.connect(url)` and enter it with `async with`."""
 
-    def __init__(self, url: str, *, prefix: str = "shardq") -> None:
+    def __init__(self, url: str, *, prefix: str = "shardq", meters: Meters | None = None) -> None:
         check_name("prefix", prefix)
         self.prefix = prefix
+        self.meters = meters
         self.cluster = Cluster(url)
         self._stack: contextlib.AsyncExitStack | None = None
         self._pipes: Pipes | None = None
@@ -49,7 +51,7 @@ class Client:
             await safety.check_primaries(self.cluster)
             tasks: TaskGroup = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
-            self._pipes = Pipes(self.cluster, tasks)
+            self._pipes = Pipes(self.cluster, tasks, self.on_retry)
             self._tasks = tasks
             stack.callback(self._pipes.close)
             self._stack = stack.pop_all()
@@ -77,6 +79,11 @@ class Client:
             msg = "this client is not open: use it inside `async with client:`"
             raise ClosedError(msg)
         return self._tasks
+
+    @property
+    def on_retry(self) -> Callable[[str], None] | None:
+        """What the pipes of this client's parts tell of calls that are sent again."""
+        return self.meters.retried if self.meters is not None else None
 
     def confirm(self, durability: str | None, replicas: int = 1) -> Confirm | None:
         """What a write waits for at this durability; None is the master's own answer."""
@@ -229,10 +236,12 @@ class Client:
         return await schedules.read(self.pipes, joined.keys)
 
 
-def connect(url: str, *, prefix: str = "shardq") -> Client:
+def connect(url: str, *, prefix: str = "shardq", meters: Meters | None = None) -> Client:
     """A client for the cluster that `url` (redis://[user:password@]host:port, rediss:// for TLS) is a node of.
 
     Connects when it is entered: `async with shardq.connect(url) as client:`. Entering raises StoreUnavailable (no node
     answers), AuthenticationFailed, UnsafeStore (not a cluster, too old, may evict keys) or FunctionsMissing.
+
+    `meters` (shardq.Meters) counts what producers and workers of this client do; without it nothing is measured.
     """
-    return Client(url, prefix=prefix)
+    return Client(url, prefix=prefix, meters=meters)

@@ -19,6 +19,7 @@ import anyio
 
 from shardq.core.jobs import DEAD
 from shardq.core.lease import Trust, Watch
+from shardq.core.meters import GroupMeters
 from shardq.core.session import NEW, Step
 from shardq.errors import CorruptData, LeaseLost, ShardqError, StoreError, StoreTimeout
 from shardq.runtime.delete import read_marks, redact_marked
@@ -60,6 +61,7 @@ class ShardOwner:
         plan_version: Callable[[], int],
         hears: Callable[[str], bool],
         is_silent: Callable[[str], bool],
+        meters: GroupMeters | None = None,
     ) -> None:
         self.shard = shard
         self.held: OwnedShard | None = None
@@ -70,6 +72,7 @@ class ShardOwner:
         self._settings, self._pipes, self._confirm = settings, pipes, confirm
         self._runners = runners
         self._plan_version, self._hears, self._is_silent = plan_version, hears, is_silent
+        self._meters = meters or GroupMeters()
         self.claimed_from = ""
         self._rung = False
         self._bell = anyio.Event()
@@ -104,11 +107,15 @@ class ShardOwner:
             if held is None:
                 return
             self.held = held
+            self._meters.shards += 1
             try:
                 ours = not await self._serve(held)
             except LeaseLost as error:
                 _log.warning("%s", error)
+                self._meters.fenced += 1
                 ours = False
+            finally:
+                self._meters.shards -= 1
             held.lose()
             self._runners.interrupt(held)
             while held.running:  # a handler slow to end must not meet its key's next one in a claim of our own
@@ -381,6 +388,7 @@ class ShardOwner:
                 await anyio.sleep(PAUSE_AFTER_ERROR_S)
             else:
                 self._unanswered = None
+                self._meters.steps.observe(anyio.current_time() - sent)
                 return stepped, sent
 
     async def _call_step(self, held: OwnedShard, content: Step, *, renew: bool) -> calls.Stepped:
