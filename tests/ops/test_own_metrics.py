@@ -12,7 +12,6 @@ from subprocess import run
 from sys import executable
 
 import anyio
-import anyio.from_thread
 import anyio.to_thread
 import prometheus_client
 import pytest
@@ -177,26 +176,23 @@ def listening(command: Command) -> str:
     return match[1]
 
 
+def ask_until_it_fails(url: str) -> list[tuple[int, str]]:
+    until(lambda: get(url)[0] != 200, "it is not alive")
+    return [get(url)]
+
+
 async def test_a_loop_that_hangs_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shardq.ops.http.ANSWER_S", 0.2)
+    monkeypatch.setattr("shardq.ops.http.STILL_S", 0.2)
     registry = prometheus_client.CollectorRegistry()
     async with serving(registry, 0) as (url, _):
         answers: list[tuple[int, str]] = []
-        asking, hangs = anyio.Event(), threading.Event()
-
-        def ask() -> None:
-            anyio.from_thread.run_sync(asking.set)
-            hangs.wait()
-            answers.append(get(url.replace("/metrics", "/livez")))
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(anyio.to_thread.run_sync, ask)
-            await asking.wait()
-            hangs.set()
-            while not answers:  # on purpose without a checkpoint: this is the loop that hangs
-                pass
-    assert answers[0][0] == 503
-    assert "did not answer" in answers[0][1]
+        alive = url.replace("/metrics", "/livez")
+        assert await anyio.to_thread.run_sync(get, alive) == (200, "ok\n")
+        asking = threading.Thread(target=lambda: answers.extend(ask_until_it_fails(alive)))
+        asking.start()
+        asking.join()  # on purpose: this is the loop that stands still
+    assert answers[-1][0] == 503
+    assert "stands still" in answers[-1][1]
 
 
 async def test_a_port_in_use_is_said() -> None:
