@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 # Upper bounds in seconds: below 1 ms a handler that only computes, 10 s a call to a slow service, 300 s a backlog.
 BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
+# Why a call is sent again (storage/trouble.py). All are there from the start: a rate needs the 0 before the first 1.
+RETRIES = ("moved", "ask", "again", "refresh", "load")
+
 
 class Histogram:
     """How many observations lie at or below each bound, and their sum."""
@@ -90,7 +93,7 @@ class Meters:
     def __init__(self) -> None:
         self.groups: dict[tuple[str, str], GroupMeters] = {}
         self.sends: dict[str, SendMeters] = {}
-        self.retries: dict[str, int] = {}
+        self.retries = dict.fromkeys(RETRIES, 0)
 
     def group(self, queue: str, group: str) -> GroupMeters:
         return self.groups.setdefault((queue, group), GroupMeters())
@@ -99,5 +102,6 @@ class Meters:
         return self.sends.setdefault(queue, SendMeters())
 
     def retried(self, why: str) -> None:
-        """A call to Redis is sent again; `why` is one of few words (storage/trouble.py)."""
-        self.retries[why] = self.retries.get(why, 0) + 1
+        """A call to Redis is sent again because of `why`."""
+        if why in self.retries:
+            self.retries[why] += 1

@@ -35,7 +35,9 @@ class MetersCollector(Collector):
         yield from _of_groups(dict(self._meters.groups))
         yield from self._of_sends()
         retries = CounterMetricFamily(
-            "shardq_store_retries", "Calls to Redis that were sent again, by what came before.", labels=["action"]
+            "shardq_store_retries",
+            "Calls to Redis that were sent again, by why: a redirect, a node that was away (refresh), ...",
+            labels=["action"],
         )
         for action, count in sorted(self._meters.retries.items()):
             retries.add_metric([action], count)

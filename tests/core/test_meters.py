@@ -38,4 +38,5 @@ def test_a_group_and_a_queue_are_counted_in_one_place() -> None:
     assert meters.send("q") is meters.send("q")
     meters.retried("moved")
     meters.retried("moved")
-    assert meters.retries == {"moved": 2}
+    meters.retried("no such word")
+    assert meters.retries == {"moved": 2, "ask": 0, "again": 0, "refresh": 0, "load": 0}
