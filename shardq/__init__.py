@@ -10,6 +10,7 @@ from shardq.core.dead import DeadLetter
 from shardq.core.history import Record
 from shardq.core.jobs import JobState
 from shardq.core.message import Message
+from shardq.core.meters import Meters
 from shardq.core.notices import Missed, Notice
 from shardq.core.queue_settings import QueueSettings
 from shardq.core.retry import Reject, Retry, RetryLater
@@ -45,6 +46,7 @@ from shardq.errors import (
 )
 
 if TYPE_CHECKING:
+    from shardq.ops.own_metrics import MetersCollector
     from shardq.runtime.broadcast import Notices
     from shardq.runtime.client import Client, connect
     from shardq.runtime.groups import GroupInfo
@@ -75,6 +77,8 @@ __all__ = [
     "LeaseLost",
     "Message",
     "MessageTooLarge",
+    "Meters",
+    "MetersCollector",
     "Missed",
     "NotStored",
     "Notice",
@@ -112,6 +116,7 @@ _LATER = {
     "Client": "shardq.runtime.client",
     "GroupInfo": "shardq.runtime.groups",
     "Job": "shardq.runtime.jobs",
+    "MetersCollector": "shardq.ops.own_metrics",
     "Notices": "shardq.runtime.broadcast",
     "Producer": "shardq.runtime.producer",
     "Queue": "shardq.runtime.queue",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
+
 import anyio
 import click
 
-from shardq.cli.options import log_level_option, url_option
-from shardq.ops.processes import run_async, until_stopped
+from shardq.cli.options import log_level_option, metrics_options, url_option
+from shardq.core.meters import Meters
+from shardq.ops.own_metrics import watched
+from shardq.ops.processes import Listen, run_async, until_stopped
 from shardq.ops.work import log_to_stderr
 from shardq.runtime.client import connect
 from shardq.runtime.settings import WorkerSettings
@@ -19,9 +23,12 @@ from shardq.runtime.standalone import coordinate
 @click.option(
     "--lease", type=float, default=5.0, show_default=True, metavar="SECONDS", help="The lease time of its workers."
 )
+@metrics_options
 @url_option
 @log_level_option
-def coordinator(queue: str, group: str, lease: float, url: str, log_level: str) -> None:
+def coordinator(
+    queue: str, group: str, lease: float, metrics_port: int | None, metrics_host: str, url: str, log_level: str
+) -> None:
     """Decide which worker of GROUP owns which shard of QUEUE.
 
     Workers do this among themselves; run one or two of these to keep it out of busy or short-lived workers. One leads,
@@ -31,7 +38,11 @@ def coordinator(queue: str, group: str, lease: float, url: str, log_level: str) 
     settings = WorkerSettings(lease_s=lease, leader_lease_s=min(3.0, 0.6 * lease))
 
     async def work() -> None:
-        async with connect(url) as client:
+        meters = Meters()
+        async with AsyncExitStack() as stack:
+            if metrics_port is not None:
+                await stack.enter_async_context(watched(meters, Listen(metrics_host, metrics_port)))
+            client = await stack.enter_async_context(connect(url, meters=meters))
             await coordinate(client, queue, group, settings, anyio.Event())
 
     # Cancelled, it still resigns and signs off, and it has nothing else to finish.

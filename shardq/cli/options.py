@@ -32,6 +32,20 @@ def json_option(command: Command) -> Command:
     )
 
 
+def metrics_options(command: Command) -> Command:
+    """`--metrics-port` and `--metrics-host`, passed to the command as such; the port is None where it is not given."""
+    host = click.option(
+        "--metrics-host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Where to listen for them."
+    )
+    port = click.option(
+        "--metrics-port",
+        type=click.IntRange(0, 65535),
+        metavar="PORT",
+        help="Serve /metrics, /livez and /readyz there; with several processes PORT, PORT+1, ...; 0 takes a free one.",
+    )
+    return port(host(command))
+
+
 def log_level_option(command: Command) -> Command:
     """`--log-level`, passed to the command as `log_level`."""
     return click.option(

@@ -7,9 +7,9 @@ import sys
 
 import click
 
-from shardq.cli.options import log_level_option, url_option
+from shardq.cli.options import log_level_option, metrics_options, url_option
 from shardq.errors import UsageError
-from shardq.ops.processes import run_async
+from shardq.ops.processes import Listen, run_async
 from shardq.ops.work import USAGE, load_worker, log_to_stderr, run_worker, supervise
 
 
@@ -18,6 +18,7 @@ from shardq.ops.work import USAGE, load_worker, log_to_stderr, run_worker, super
 @click.option("--processes", type=click.IntRange(1, 1000), default=1, show_default=True, help="How many processes.")
 @click.option("--name", metavar="NAME", help="This worker's name in its group, NAME-1, NAME-2, ... with --processes.")
 @click.option("--number", type=int, hidden=True)  # the place of a process that another `shardq work` watches over
+@metrics_options
 @url_option
 @log_level_option
 @click.pass_context
@@ -27,6 +28,8 @@ def work(
     processes: int,
     name: str | None,
     number: int | None,
+    metrics_port: int | None,
+    metrics_host: str,
     url: str,
     log_level: str,
 ) -> None:
@@ -42,11 +45,15 @@ def work(
     try:
         worker = load_worker(target)
         if processes > 1:
-            context.exit(run_async(lambda: supervise(target, processes, url, name, log_level)))
+            given = {"--name": name, "--metrics-port": metrics_port, "--metrics-host": metrics_host}
+            options = [text for option, value in given.items() if value is not None for text in (option, str(value))]
+            options += ["--log-level", log_level]
+            context.exit(run_async(lambda: supervise(target, processes, url, options)))
         own_name = name or worker.name
         if number is not None and own_name is not None:
             own_name = f"{own_name}-{number}"
-        context.exit(run_async(lambda: run_worker(worker, url, own_name)))
+        listen = Listen(metrics_host, metrics_port).for_process(number or 1) if metrics_port is not None else None
+        context.exit(run_async(lambda: run_worker(worker, url, own_name, listen)))
     except UsageError as error:
         if number is None:
             raise

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import anyio
-import anyio.to_thread
 from anyio.from_thread import BlockingPortal
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from shardq.core.lease import Watch
-from shardq.errors import ShardqError, UsageError
+from shardq.errors import ShardqError
+from shardq.ops.http import serving
 from shardq.ops.inspect import GroupView, QueueView, ShardView, read_queue
 from shardq.runtime.client import Client
 
@@ -99,12 +99,13 @@ _OF_GROUPS: list[tuple[type[Metric], str, str, Callable[[GroupView], float]]] = 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What was read last. `read_monotonic_s` is when all of it could be read; `failed` holds if that was not now, and
-    `whole` has the queues of which everything could be read now. `still_s` has, by queue, shard and group, for how
-    long this exporter has seen a held lease without a renewal."""
+    """What was read last. `read_monotonic_s` is when all of it could be read; `failed` holds if that was not now,
+    `blind` if not even the queues' names could be; `whole` has the queues that could be read wholly now. `still_s` has,
+    by queue, shard and group, for how long this exporter has seen a held lease without a renewal."""
 
     queues: dict[str, QueueView] = field(default_factory=dict)
     errors: int = 0
+    blind: bool = True
     failed: bool = True
     whole: frozenset[str] = frozenset()
     tried_monotonic_s: float = float("-inf")
@@ -148,6 +149,7 @@ class QueueReader:
                 queues[name] = kept
 
         names = await self._names()
+        blind = names is None
         if names is None:
             errors += 1
             names = list(self.last.queues)
@@ -159,6 +161,7 @@ class QueueReader:
         return Snapshot(
             queues=dict(sorted(queues.items())),
             errors=errors,
+            blind=blind,
             failed=failed,
             whole=frozenset(whole),
             tried_monotonic_s=now,
@@ -211,21 +214,30 @@ class QueueCollector(Collector):
             snapshot, now = self.portal.call(self._look)
         except (RuntimeError, concurrent.futures.CancelledError):
             return  # the exporter stops: an empty answer, as from a process that is gone
-        yield from _of_shards(snapshot.queues.values())
-        yield from _of_groups(snapshot.queues.values())
-        text = "Seconds since this exporter saw the lease renewed, 0 when nobody holds it."
-        still = GaugeMetricFamily("shardq_lease_still_seconds", text, labels=_GROUP)
-        for labels, seconds in snapshot.still_s.items():
-            still.add_metric(labels, seconds)
-        yield still
-        up = GaugeMetricFamily("shardq_queue_up", "1 when all of the queue was read at this scrape.", labels=["queue"])
-        for name in snapshot.queues:
-            up.add_metric([name], name in snapshot.whole)
-        yield up
-        yield from _of_exporter(snapshot, now)
+        yield from families(snapshot, now)
 
     async def _look(self) -> tuple[Snapshot, float]:
         return await self._reader.snapshot(), anyio.current_time()
+
+
+def families(snapshot: Snapshot, now: float) -> Iterator[Metric]:
+    """Every metric of the exporter; `now` on the clock of the snapshot's `_monotonic_s`."""
+    yield from _of_shards(snapshot.queues.values())
+    yield from _of_groups(snapshot.queues.values())
+    yield from _of_queues(snapshot)
+    yield from _of_exporter(snapshot, now)
+
+
+def _of_queues(snapshot: Snapshot) -> Iterator[Metric]:
+    text = "Seconds since this exporter saw the lease renewed, 0 when nobody holds it."
+    still = GaugeMetricFamily("shardq_lease_still_seconds", text, labels=_GROUP)
+    for labels, seconds in snapshot.still_s.items():
+        still.add_metric(labels, seconds)
+    yield still
+    up = GaugeMetricFamily("shardq_queue_up", "1 when all of the queue was read at this scrape.", labels=["queue"])
+    for name in snapshot.queues:
+        up.add_metric([name], name in snapshot.whole)
+    yield up
 
 
 def _of_shards(queues: Iterable[QueueView]) -> Iterator[Metric]:
@@ -272,21 +284,15 @@ async def serve_metrics(
     on_listening: Callable[[str], None] | None = None,
 ) -> None:
     """Serves /metrics until it is cancelled; port 0 takes a free one. `on_listening` is told the URL."""
-    collector = QueueCollector(QueueReader(client, interval_s))
+    reader = QueueReader(client, interval_s)
+    collector = QueueCollector(reader)
     registry = CollectorRegistry()
     registry.register(collector)
-    try:
-        server, thread = start_http_server(port, host, registry)
-    except (OSError, OverflowError) as error:
-        raise UsageError(f"can't listen on {host}:{port} ({error}): choose another --port or --host") from error
-    try:
-        async with BlockingPortal() as collector.portal:
-            if on_listening is not None:
-                shown = f"[{host}]" if ":" in host else host
-                on_listening(f"http://{shown}:{server.server_port}/metrics")
-            await anyio.sleep_forever()
-    finally:
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(server.shutdown)
-            await anyio.to_thread.run_sync(thread.join)
-            server.server_close()
+
+    async def ready() -> str:
+        return "Redis can't be read" if (await reader.snapshot()).blind else ""
+
+    async with serving(registry, port, host=host, ready=ready) as (url, collector.portal):
+        if on_listening is not None:
+            on_listening(url)
+        await anyio.sleep_forever()

@@ -1,4 +1,5 @@
-"""Child processes and signals, for every command that runs until it is told to stop. Never starts a process itself.
+"""Child processes, signals and where to listen, for every command that runs until it is told to stop. Never starts a
+process itself.
 
 A child started with `preexec_fn=partial(die_with_parent, os.getpid())` can't outlive a parent that was killed with
 SIGKILL (Linux only: other systems have no signal for it).
@@ -11,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import anyio
@@ -25,6 +27,18 @@ ONE_SIGNAL_S = 0.5  # a terminal and a wrapper (timeout, npm) may both pass on t
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where a process serves its own metrics and probes."""
+
+    host: str
+    port: int
+
+    def for_process(self, number: int) -> Listen:
+        """The place of process `number` (1, 2, ...) of several: ports count up, unless free ones are taken (0)."""
+        return Listen(self.host, self.port and self.port + number - 1)
 
 
 def die_with_parent(parent_pid: int) -> None:

@@ -12,14 +12,16 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 
 import anyio
 
+from shardq.core.meters import Meters
 from shardq.errors import WorkerNotFound
-from shardq.ops.processes import STOP_SIGNALS, die_with_parent, until_stopped
+from shardq.ops.processes import STOP_SIGNALS, Listen, die_with_parent, until_stopped
 from shardq.runtime.client import connect
 from shardq.runtime.worker import Worker
 from shardq.storage.keys import check_name
@@ -83,15 +85,22 @@ def _import(name: str) -> object:
 # -- one process ------------------------------------------------------------------------------------------------------
 
 
-async def run_worker(worker: Worker, url: str, name: str | None) -> int:
-    """Runs the worker until SIGTERM or SIGINT; returns the exit status."""
+async def run_worker(worker: Worker, url: str, name: str | None, listen: Listen | None = None) -> int:
+    """Runs the worker until SIGTERM or SIGINT, with its metrics at `listen`; returns the exit status."""
+    meters = Meters()
     if name is not None:
         worker.name = check_name("worker", name)
     running = False
 
     async def work() -> None:
         nonlocal running
-        async with connect(url) as client:
+        async with AsyncExitStack() as stack:
+            if listen is not None:
+                from shardq.ops.own_metrics import watched  # and Prometheus' client with it, for those who listen
+
+                # Before Redis is reached: a pod that waits for it is alive, and not ready.
+                await stack.enter_async_context(watched(meters, listen))
+            client = await stack.enter_async_context(connect(url, meters=meters if listen is not None else None))
             running = True
             await worker.run(client)
 
@@ -209,9 +218,8 @@ class Supervisor:
                 place.over = True
 
 
-async def supervise(target: str, count: int, url: str, name: str | None, log_level: str) -> int:
-    """Runs `count` processes of the worker; returns the exit status."""
-    named = ["--name", name] if name is not None else []
-    command = [sys.executable, "-m", "shardq", "work", target, *named, "--log-level", log_level, "--number"]
+async def supervise(target: str, count: int, url: str, options: Sequence[str]) -> int:
+    """Runs `count` processes of the worker, with these options of `shardq work`; returns the exit status."""
+    command = [sys.executable, "-m", "shardq", "work", target, *options, "--number"]
     # The URL may hold a password, which would stand in every list of processes as an argument.
     return await Supervisor(command, count, {**os.environ, "SHARDQ_URL": url}).run()

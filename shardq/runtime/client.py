@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Unpack
 
 import anyio
 from anyio.abc import TaskGroup
 
+from shardq.core.meters import Meters
 from shardq.core.queue_settings import SettingsChange
 from shardq.core.records import Headers, Key
 from shardq.core.schedule import Missed, Schedule
@@ -37,10 +38,13 @@ class Client:
     one of its requests for 10 s, unless its own text says otherwise.
     """
 
-    def __init__(self, url: str, *, prefix: str = "shardq", only_looks: bool = False) -> None:
+    def __init__(
+        self, url: str, *, prefix: str = "shardq", meters: Meters | None = None, only_looks: bool = False
+    ) -> None:
         """`only_looks` is for examining a cluster: nothing is refused, and no functions are loaded."""
         check_name("prefix", prefix)
         self.prefix = prefix
+        self.meters = meters
         self.cluster = Cluster(url, may_load=not only_looks)
         self._only_looks = only_looks
         self._stack: contextlib.AsyncExitStack | None = None
@@ -57,7 +61,7 @@ class Client:
             await self._connect()
             tasks: TaskGroup = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
-            self._pipes = Pipes(self.cluster, tasks)
+            self._pipes = Pipes(self.cluster, tasks, self.on_retry)
             self._tasks = tasks
             stack.callback(self._pipes.close)
             self._stack = stack.pop_all()
@@ -96,6 +100,11 @@ class Client:
             msg = "this client is not open: use it inside `async with client:`"
             raise ClosedError(msg)
         return self._tasks
+
+    @property
+    def on_retry(self) -> Callable[[str], None] | None:
+        """What the pipes of this client's parts tell of calls that are sent again."""
+        return self.meters.retried if self.meters is not None else None
 
     def confirm(self, durability: str | None, replicas: int | None = None) -> Confirm | None:
         """What a write waits for at this durability; None is the master's own answer.
@@ -257,10 +266,12 @@ class Client:
         return await schedules.read(self.pipes, joined.keys)
 
 
-def connect(url: str, *, prefix: str = "shardq") -> Client:
+def connect(url: str, *, prefix: str = "shardq", meters: Meters | None = None) -> Client:
     """A client for the cluster that `url` (redis://[user:password@]host:port, rediss:// for TLS) is a node of.
 
     Connects when it is entered: `async with shardq.connect(url) as client:`. Entering raises StoreUnavailable (no node
     answers), AuthenticationFailed, UnsafeStore (not a cluster, too old, may evict keys) or FunctionsMissing.
+
+    `meters` (shardq.Meters) counts what producers and workers of this client do; without it nothing is measured.
     """
-    return Client(url, prefix=prefix)
+    return Client(url, prefix=prefix, meters=meters)

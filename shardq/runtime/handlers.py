@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ import anyio
 import anyio.to_thread
 
 from shardq.core.message import Message
+from shardq.core.meters import GroupMeters
 from shardq.core.retry import Reject
 from shardq.errors import InvalidValue, UsageError
 
@@ -88,6 +90,27 @@ def _layer(layer: Middleware, inner: Next) -> Next:
         return await layer(given, inner)
 
     return call
+
+
+def with_meters(handler: Next, meters: GroupMeters) -> Next:
+    """Times each call. What was handled counts from its sending; of a list, the oldest message does."""
+
+    async def metered(given: Any) -> Any:
+        messages = (given,) if isinstance(given, Message) else given
+        meters.in_flight += len(messages)
+        started = time.monotonic()
+        seconds = meters.failed
+        try:
+            result = await handler(given)
+            seconds = meters.done
+            if sent_at_ms := messages[0].sent_at_ms:  # 0 for another client's entry
+                meters.end_to_end.observe(time.time() - sent_at_ms / 1000)
+            return result
+        finally:
+            seconds.observe(time.monotonic() - started)
+            meters.in_flight -= len(messages)
+
+    return metered
 
 
 def with_timeout(handler: Next, timeout_s: float) -> Next:

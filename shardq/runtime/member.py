@@ -18,6 +18,7 @@ from collections.abc import Callable
 import anyio
 
 from shardq.core.lease import Trust, Watch
+from shardq.core.meters import GroupMeters
 from shardq.core.plan import Plan
 from shardq.errors import CorruptData, StoreError, UsageError
 from shardq.runtime.coordinator import Coordinator
@@ -48,6 +49,7 @@ class Member:
         on_change: Callable[[], None],
         claimed_from: Callable[[], set[str]] = set,
         outages: Outages | None = None,
+        meters: GroupMeters | None = None,
     ) -> None:
         self.name = name
         self.nonce = secrets.token_hex(8)
@@ -60,6 +62,7 @@ class Member:
         self._claimed_from = claimed_from
         self._outages = outages = outages or Outages()
         self._label = f"{name} of {keys.queue}/{group}"
+        self._meters = meters
         self._beats = 0
         self._members: dict[str, Watch] = {}
         self._leader = Watch()
@@ -140,6 +143,8 @@ class Member:
             msg = f"another process goes by the name {self.name!r} in group {self._group!r}: give each worker its own"
             raise UsageError(msg)
         self._beats += 1
+        if self._meters is not None:
+            self._meters.beaten_monotonic_s = anyio.current_time()
         self._take_plan(beat)
         self._take_members(beat.members, anyio.current_time())
         await self._take_leader(beat, sent)

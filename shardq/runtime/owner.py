@@ -19,6 +19,7 @@ import anyio
 
 from shardq.core.jobs import DEAD
 from shardq.core.lease import Trust, Watch
+from shardq.core.meters import GroupMeters
 from shardq.core.session import NEW, Step
 from shardq.errors import CorruptData, LeaseLost, ShardqError, StoreError, StoreTimeout
 from shardq.runtime.delete import read_marks, redact_marked
@@ -70,6 +71,7 @@ class ShardOwner:
         hears: Callable[[str], bool],
         is_silent: Callable[[str], bool],
         outages: Outages | None = None,
+        meters: GroupMeters | None = None,
     ) -> None:
         self.shard = shard
         self.held: OwnedShard | None = None
@@ -81,6 +83,7 @@ class ShardOwner:
         self._runners = runners
         self._plan_version, self._hears, self._is_silent = plan_version, hears, is_silent
         self._outages = outages or Outages()
+        self._meters = meters or GroupMeters()
         self.claimed_from = ""
         self._rung = False
         self._bell = anyio.Event()
@@ -115,11 +118,15 @@ class ShardOwner:
             if held is None:
                 return
             self.held = held
+            self._meters.shards += 1
             try:
                 ours = not await self._serve(held)
             except LeaseLost as error:
                 _log.warning("%s", error)
+                self._meters.fenced += 1
                 ours = False
+            finally:
+                self._meters.shards -= 1
             held.lose()
             self._runners.interrupt(held)
             while held.running:  # a handler slow to end must not meet its key's next one in a claim of our own
@@ -403,6 +410,7 @@ class ShardOwner:
                 if failed:
                     self._well(NO_ANSWER)
                 self._unanswered = None
+                self._meters.steps.observe(anyio.current_time() - sent)
                 return stepped, sent
 
     async def _call_step(self, held: OwnedShard, content: Step, *, renew: bool) -> calls.Stepped:

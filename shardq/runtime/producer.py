@@ -31,6 +31,7 @@ from shardq.core.compression import Compression
 from shardq.core.conditions import JOB_KEEP_S, Condition, condition, seconds
 from shardq.core.hashing import key_hash
 from shardq.core.jobs import QUEUED, JobState, encode_state, job_headers
+from shardq.core.meters import SendMeters
 from shardq.core.records import Headers, Key
 from shardq.core.routing import RoutingTable
 from shardq.core.values import ValueType
@@ -81,12 +82,15 @@ class Producer:
         compression: Compression | None = None,
         values: ValueType | None = None,
         jobs: bool = False,
+        meters: SendMeters | None = None,
+        on_retry: Callable[[str], None] | None = None,
     ) -> None:
         self.id = secrets.token_hex(8)
         self.confirm = confirm
         self.compression = compression
         self._values = values
         self._job_ms = int(JOB_KEEP_S * 1000) if jobs else 0
+        self._meters, self._on_retry = meters, on_retry
         self._queue_name, self._client_pipes = queue, client_pipes
         self.delivery_timeout_s = delivery_timeout_s
         self._cluster = cluster
@@ -117,7 +121,10 @@ class Producer:
         async with AsyncExitStack() as stack:
             tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
-            self._pipes = Pipes(self._cluster, tasks)
+            self._pipes = Pipes(self._cluster, tasks, self._on_retry)
+            if self._meters is not None:
+                self._meters.buffered.append(self._read_buffered)
+                stack.callback(self._meters.buffered.remove, self._read_buffered)
             self._stack = stack.pop_all()
         return self
 
@@ -159,6 +166,9 @@ class Producer:
             msg = "this producer is not open: use it inside `async with queue.producer() as producer:`"
             raise ClosedError(msg)
         return self._pipes
+
+    def _read_buffered(self) -> int:
+        return self._buffered_bytes
 
     @property
     def buffered_bytes(self) -> int:
@@ -469,6 +479,8 @@ class Producer:
     def ended(self, batch: PendingBatch, error: ShardqError | None, entries: tuple[str, ...]) -> None:
         """A batch was stored, or given up."""
         batch.entries, batch.error, batch.finished = entries, error, True
+        if self._meters is not None:
+            self._measure(self._meters, batch)
         batch.keys, batch.values, batch.headers = [], [], None
         self._unsettled.discard(batch)
         self._buffered_bytes -= batch.size
@@ -482,6 +494,13 @@ class Producer:
         if self._space is not None and self._buffered_bytes <= self._max_buffered_bytes:
             self._space.set()
             self._space = None
+
+    def _measure(self, meters: SendMeters, batch: PendingBatch) -> None:
+        if batch.error is None:
+            meters.stored += batch.count
+            meters.batches.observe(anyio.current_time() - batch.opened_monotonic_s)
+        else:
+            meters.failed += batch.count
 
     def restart(self, shard: ShardBuffer) -> None:
         """A shard has more to send; nothing is sent any more once the producer is closed."""

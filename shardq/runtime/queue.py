@@ -120,6 +120,8 @@ class Queue:
             compression=self._settings.compression,
             values=self.values,
             jobs=self._settings.jobs,
+            meters=self.client.meters.send(self.name) if self.client.meters is not None else None,
+            on_retry=self.client.on_retry,
         )
 
     # -- settings --------------------------------------------------------------------------------------------

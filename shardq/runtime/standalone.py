@@ -40,7 +40,7 @@ async def _coordinate(client: Client, joined: Queue, group: str, settings: Worke
         # Its pipes outlive the heartbeats: they carry the goodbye.
         bells = Bells(client.cluster)
         member = Member(
-            pipes=Pipes(client.cluster, plumbing),
+            pipes=Pipes(client.cluster, plumbing, client.on_retry),
             keys=joined.keys,
             group=group,
             shards=joined.shards,
@@ -48,6 +48,7 @@ async def _coordinate(client: Client, joined: Queue, group: str, settings: Worke
             settings=settings,
             takes_shards=False,
             on_change=lambda: None,
+            meters=client.meters.group(joined.name, group) if client.meters is not None else None,
         )
         bells.listen(joined.keys.control_slot, joined.keys.control_bell(group), member.nudge)
         try:

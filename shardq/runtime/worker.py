@@ -16,6 +16,7 @@ import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from shardq.core.compression import check_available
+from shardq.core.meters import Meters
 from shardq.core.records import Headers, Key
 from shardq.core.retry import Retry
 from shardq.core.schedule import Missed, Schedule
@@ -29,6 +30,7 @@ from shardq.runtime.handlers import (
     check_function,
     in_threads,
     is_async,
+    with_meters,
     with_middleware,
     with_timeout,
     with_type,
@@ -180,7 +182,7 @@ class Worker:
     def has_handler(self) -> bool:
         return self._function is not None
 
-    def _runners(self, queue: Queue) -> Runners:
+    def _runners(self, queue: Queue, meters: Meters | None) -> Runners:
         function, concurrency = self._function, self.settings.concurrency
         assert function is not None
         handler = function if is_async(function) else in_threads(function, concurrency)
@@ -191,6 +193,8 @@ class Worker:
             handler = with_type(handler, convert)
         if self._timeout_s is not None:
             handler = with_timeout(handler, self._timeout_s)
+        if meters is not None:
+            handler = with_meters(handler, meters.group(self.queue, self.group))
         if self._takes_lists:
             return BatchRunners(self.settings, handler, convert)
         return MessageRunners(self.settings, handler)
@@ -237,7 +241,7 @@ class Worker:
             await self._call_hooks(self._on_start, client)
             try:
                 with one_error():
-                    await _Running(self, client, queue, name, self._runners(queue), self._stop).run()
+                    await _Running(self, client, queue, name, self._runners(queue, client.meters), self._stop).run()
             finally:
                 with anyio.CancelScope(shield=True):
                     await self._call_hooks(self._on_stop, client)
@@ -253,6 +257,7 @@ class _Running:
     ) -> None:
         self.worker, self.client, self.queue, self.name = worker, client, queue, name
         self.settings, self.runners, self.stop = worker.settings, runners, stop
+        self.meters = client.meters.group(queue.name, worker.group) if client.meters is not None else None
         self.bells = Bells(client.cluster)
         self.outages = Outages()
         self.owners: dict[int, ShardOwner] = {}
@@ -261,7 +266,7 @@ class _Running:
     async def run(self) -> None:
         async with outliving_tasks() as plumbing:
             # What outlives the handlers: pipes and heartbeats carry the last commits and the goodbye.
-            pipes = Pipes(self.client.cluster, plumbing)
+            pipes = Pipes(self.client.cluster, plumbing, self.client.on_retry)
             member = Member(
                 pipes=pipes,
                 keys=self.queue.keys,
@@ -273,6 +278,7 @@ class _Running:
                 on_change=self._replan,
                 claimed_from=self._claimed_from,
                 outages=self.outages,
+                meters=self.meters,
             )
             self.member, self.pipes = member, pipes
             control = self.queue.keys.control_bell(self.worker.group)
@@ -331,6 +337,7 @@ class _Running:
             hears=self.bells.hears,
             is_silent=lambda name: name in self.member.silent,
             outages=self.outages,
+            meters=self.meters,
         )
         self.owners[shard] = owner
         self.bells.listen(keys.slot, keys.bell, owner.ring)

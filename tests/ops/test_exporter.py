@@ -274,5 +274,5 @@ async def test_the_command_listens_stops_and_loses_nothing(
 async def test_a_port_in_use_is_said(cluster: LocalCluster) -> None:
     async with shardq.connect(cluster.url) as client, exporting(client) as url:
         port = int(url.split(":")[2].split("/")[0])
-        with pytest.raises(shardq.UsageError, match=f"can't listen on 127.0.0.1:{port} .*--port"):
+        with pytest.raises(shardq.UsageError, match=f"can't listen on 127.0.0.1:{port} .*another port"):
             await serve_metrics(client, port)

@@ -275,7 +275,7 @@ def test_the_exporter_listens_to_this_machine_only(known: Users, tmp_path: Path)
         until_sync(lambda: "\n" in exporter.stdout, "the exporter's address")
         host, port = exporter.stdout.removeprefix("http://").partition("/")[0].split(":")
         assert host == "127.0.0.1"
-        for other in {found[4][0] for found in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}:
+        for other in {str(found[4][0]) for found in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}:
             if not other.startswith("127.0.0.1"):
                 with pytest.raises(OSError, match="refused"):
                     socket.create_connection((other, int(port)), timeout=5).close()
