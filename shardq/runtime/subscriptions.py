@@ -206,7 +206,7 @@ class Subscriptions:
             await _ask(subscription, link.take_fresh())
             with anyio.move_on_after(ROUND_S) as whole_round:
                 await link.changed.wait()
-            if not whole_round.cancelled_caught:
+            if not whole_round.cancelled_caught or not link.channels:  # the last one may leave as the round ends
                 continue
             silent_rounds = 0 if link.answered else silent_rounds + 1
             if silent_rounds >= SILENT_ROUNDS:

@@ -28,7 +28,7 @@ from anyio.abc import TaskGroup
 from redis.asyncio.cluster import ClusterNode
 
 from shardq.core.backoff import backoff_s
-from shardq.errors import ClosedError, ShardqError, StoreTimeout, StoreUnavailable
+from shardq.errors import ClosedError, ShardqError, StoreError, StoreUnavailable
 from shardq.storage.cluster import Cluster, Confirm, Packed, pack_call
 from shardq.storage.requests import Call, CallOnce, Pipe, Request, Sending
 from shardq.storage.trouble import Trouble
@@ -96,19 +96,20 @@ class Pipes:
     ) -> list[Any]:
         """Sends commands that must not be carried out twice, in one write, and returns their replies.
 
-        Raises StoreTimeout when the outcome of one is unknown, or only some were carried out; after `timeout_s` seconds
-        at the latest. Cancelled, some may be carried out still.
+        Raises a StoreError with `outcome_unknown` when only some were, or may have been, carried out; after `timeout_s`
+        seconds at the latest. Cancelled, some may be carried out still.
         """
         deadline = anyio.current_time() + timeout_s
         calls = [CallOnce(slot, Packed(data), deadline) for data in commands]
         try:
             return await self._answers(calls, timeout_s)
-        except ShardqError as error:
+        except StoreError as error:
             carried_out = any(call.done.is_set() and call.error is None for call in calls)
-            if carried_out and not getattr(error, "outcome_unknown", False):
-                msg = f"only a part of it was carried out: {error}"
-                raise StoreTimeout(msg) from error
-            raise
+            if not carried_out or error.outcome_unknown:
+                raise
+            partly = type(error)(f"only a part of it was carried out: {error}")
+            partly.outcome_unknown = True
+            raise partly from error
 
     async def _answers(self, calls: Sequence[Call], timeout_s: float) -> list[Any]:
         """Sends the calls and waits for all; those that nobody waits for any longer are not sent if they were not."""

@@ -198,6 +198,10 @@ async def test_a_group_that_is_put_back_while_workers_die_handles_everything_aft
     async with shardq.connect(cluster.url) as client:
         queue = await client.queue(queue_name, shards=SHARDS, retention="1h")
         await queue.open_group(GROUP)
+
+        async def something_done() -> bool:
+            return sum(shard.groups[GROUP].acked for shard in (await queue.counters([GROUP])).values()) > 0
+
         with workers(cluster.url, queue_name, tmp_path, lease=LEASE_S, handler_s=0.03, target=APP) as start:
             crowd = Crowd([start] * 3, seed)
             async with queue.producer() as producer, anyio.create_task_group() as tasks:
@@ -205,6 +209,7 @@ async def test_a_group_that_is_put_back_while_workers_die_handles_everything_aft
                 await crowd.deaths(1)
                 tasks.start_soon(send_slowly, producer, sent, 0.1)
                 await crowd.deaths(3)
+                await until(something_done, 60, "something to be handled")
                 await queue.reset_group(GROUP, "earliest", force=True)
                 await crowd.deaths(6)
                 crowd.stopped.set()

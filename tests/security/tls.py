@@ -102,8 +102,9 @@ def _answers(node: redis.Redis) -> bool:
 
 
 def _form(nodes: list[redis.Redis], ports: list[int]) -> None:
-    for index, node in enumerate(nodes):
+    for index, node in enumerate(nodes):  # all of them before the first is introduced to another
         node.execute_command("CLUSTER SET-CONFIG-EPOCH", index + 1)
+    for index, node in enumerate(nodes):
         if index < MASTERS:
             first, end = SLOT_COUNT * index // MASTERS, SLOT_COUNT * (index + 1) // MASTERS
             node.execute_command("CLUSTER ADDSLOTSRANGE", first, end - 1)
