@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements-dev.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench soak clean
 
 help:  ## say what there is
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -27,6 +27,9 @@ bench: $(VENV)/.local  ## measure sending and handling
 	$(BIN)/shardq bench produce
 	$(BIN)/shardq bench consume
 
+soak: $(VENV)/.soak  ## ten minutes of load and faults, memory watched (make soak ARGS="--minutes 2")
+	$(BIN)/python -m tests.faults.soak $(ARGS)
+
 clean:  ## remove the environment and what builds and checkers left
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -40,6 +43,10 @@ $(VENV)/.python:
 
 $(VENV)/.local: $(VENV)/.python pyproject.toml requirements-dev.txt
 	$(PIP_INSTALL) --editable '.[local]'
+	@touch $@
+
+$(VENV)/.soak: $(VENV)/.dev
+	$(PIP_INSTALL) --editable '.[soak]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.python pyproject.toml requirements-dev.txt

@@ -111,6 +111,18 @@ def parse_nodes(text: str, asked_host: str) -> list[ListedNode]:
     return found
 
 
+def nodes_away(text: str) -> int:
+    """How many nodes of CLUSTER NODES own no slot and can't be reached now: replicas that are down, or masters that
+    were failed over and will come back as replicas."""
+    away = 0
+    for line in text.splitlines():
+        parts = line.split()
+        known = len(parts) == 8 and not {"myself", "noaddr", "handshake"} & {*parts[2].split(",")}
+        if known:  # and without a ninth part, which would be a slot
+            away += parts[7] == "disconnected" or "fail" in parts[2]  # fail and fail? alike
+    return away
+
+
 def _listed(parts: list[str], asked_host: str) -> ListedNode:
     address, _, names = parts[1].partition(",")
     host, _, port = address.partition("@")[0].rpartition(":")

@@ -31,9 +31,11 @@ class Owner(Protocol):
     """What a shard's buffer needs of its producer."""
 
     id: str
-    confirm: Confirm | None
     compression: Compression | None
     delivery_timeout_s: float
+
+    @property
+    def confirm(self) -> Confirm | None: ...
 
     @property
     def pipes(self) -> Pipes: ...

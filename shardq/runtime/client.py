@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import random
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Unpack
@@ -27,6 +29,9 @@ from shardq.storage.keys import Keys, check_name, registry
 from shardq.storage.pipes import Pipes
 from shardq.storage.reply import shape
 
+_log = logging.getLogger("shardq")
+
+COUNT_REPLICAS_EVERY_S = 10.0
 OPEN_TIMEOUT_S = 15.0
 
 
@@ -63,6 +68,8 @@ class Client:
             stack.callback(tasks.cancel_scope.cancel)
             self._pipes = Pipes(self.cluster, tasks, self.on_retry)
             self._tasks = tasks
+            if not self._only_looks:
+                tasks.start_soon(self._watch_replicas)
             stack.callback(self._pipes.close)
             self._stack = stack.pop_all()
         return self
@@ -105,6 +112,16 @@ class Client:
     def on_retry(self) -> Callable[[str], None] | None:
         """What the pipes of this client's parts tell of calls that are sent again."""
         return self.meters.retried if self.meters is not None else None
+
+    async def _watch_replicas(self) -> None:
+        """Until every master has a replica: what is sent from then on at the default durability waits for it."""
+        if self.cluster.least_replicas() >= 1:
+            return
+        while self.cluster.least_replicas() < 1:
+            await anyio.sleep(random.uniform(0.8, 1.2) * COUNT_REPLICAS_EVERY_S)
+            await self.cluster.refresh()
+            await self.cluster.count_away()
+        _log.info("every master has a replica now: sends of the default durability wait for one")
 
     def confirm(self, durability: str | None, replicas: int | None = None) -> Confirm | None:
         """What a write waits for at this durability; None is the master's own answer.

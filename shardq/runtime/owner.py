@@ -21,9 +21,10 @@ from shardq.core.jobs import DEAD
 from shardq.core.lease import Trust, Watch
 from shardq.core.meters import GroupMeters
 from shardq.core.session import NEW, Step
-from shardq.errors import CorruptData, LeaseLost, ShardqError, StoreError, StoreTimeout
+from shardq.errors import CorruptData, LeaseLost, ShardqError, StoreError
 from shardq.runtime.delete import read_marks, redact_marked
 from shardq.runtime.failures import dead_record_of
+from shardq.runtime.grants import GrantConfirm
 from shardq.runtime.outages import Outages
 from shardq.runtime.runners import Runners
 from shardq.runtime.settings import WorkerSettings
@@ -65,7 +66,7 @@ class ShardOwner:
         nonce: str,
         settings: WorkerSettings,
         pipes: Pipes,
-        confirm: Confirm | None,
+        confirm: Callable[[], Confirm | None],
         runners: Runners,
         plan_version: Callable[[], int],
         hears: Callable[[str], bool],
@@ -160,7 +161,7 @@ class ShardOwner:
         `ours`: the lease is held still, so it must be served."""
         watch = Watch()
         held_at: tuple[str, str, str] | None = None
-        confirm = self._confirm
+        grant = GrantConfirm(self._pipes, self._keys.slot, self._confirm())
         while self.wanted or ours or (not self.leaving and self._is_silent(self.claimed_from)):
             self._bell = anyio.Event()
             sent = anyio.current_time()
@@ -175,12 +176,11 @@ class ShardOwner:
                     self._plan_version(),
                     seen,
                     timeout_s=self._settings.lease_s,
-                    confirm=confirm,
+                    confirm=grant.confirm,
                 )
             except ShardqError as error:
                 self._failed(CANT_TAKE, error)
-                if isinstance(error, StoreTimeout):
-                    confirm = None  # no replica answers, so none can be promoted that lacks the grant: go on without
+                await grant.failed(error)
                 await anyio.sleep(min(PAUSE_AFTER_ERROR_S, self._settings.lease_s / 5) * random.uniform(0.5, 1.0))
                 continue
             self._well(CANT_TAKE)
@@ -441,16 +441,17 @@ class ShardOwner:
         still, and the pending entries are read again."""
         if not heir_ready and not self.leaving:
             return False  # the offer was withdrawn while this drained
-        function, confirm = "transfer" if heir_ready else "release", self._confirm
+        function = "transfer" if heir_ready else "release"
+        grant = GrantConfirm(self._pipes, self._keys.slot, self._confirm())
         while True:
             try:
-                status = await self._lease(function, held.token, confirm)
+                status = await self._lease(function, held.token, grant.confirm)
             except (StoreError, CorruptData) as error:
                 if not held.trust.trusted(anyio.current_time()):
                     return True  # whoever comes next waits the lease out
                 await anyio.sleep(self._settings.claim_poll_s * random.uniform(0.5, 1.0))
                 self._failed(CANT_HAND_OVER, error)
-                confirm = None  # as in _claim
+                await grant.failed(error)
                 continue
             self._well(CANT_HAND_OVER)
             if status == "NOHEIR" and self.leaving:

@@ -70,7 +70,7 @@ class Producer:
         cluster: Cluster,
         table: RoutingTable,
         shards: Mapping[int, ShardKeys],
-        confirm: Confirm | None,
+        confirm: Confirm | Callable[[], Confirm | None] | None,
         max_batch_messages: int,
         max_batch_bytes: int,
         max_message_bytes: int,
@@ -86,7 +86,8 @@ class Producer:
         on_retry: Callable[[str], None] | None = None,
     ) -> None:
         self.id = secrets.token_hex(8)
-        self.confirm = confirm
+        self._choose = confirm if callable(confirm) else None
+        self._confirm = None if callable(confirm) else confirm
         self.compression = compression
         self._values = values
         self._job_ms = int(JOB_KEEP_S * 1000) if jobs else 0
@@ -159,6 +160,14 @@ class Producer:
                 self.ended(batch, StoreTimeout("the producer was closed with this message under way"), ())
             if self._space is not None:
                 self._space.set()
+
+    @property
+    def confirm(self) -> Confirm | None:
+        """What its batches wait for. The default is looked at anew while there is no replica to wait for, so that a
+        producer opened while replicas were away does not go without them for ever; it never goes back."""
+        if self._confirm is None and self._choose is not None:
+            self._confirm = self._choose()
+        return self._confirm
 
     @property
     def pipes(self) -> Pipes:

@@ -109,7 +109,7 @@ class Queue:
             self.client.cluster,
             self.table,
             self.shards,
-            confirm,
+            confirm if durability is not None else lambda: self.client.confirm(None, replicas),
             min(max_batch_messages, 65535, self._settings.share_of_backlog(len(self.shards)) or 65535),
             max_batch_bytes,
             max_message_bytes,

@@ -331,7 +331,7 @@ class _Running:
             nonce=self.member.nonce,
             settings=self.settings,
             pipes=self.pipes,
-            confirm=self.client.confirm(None),
+            confirm=lambda: self.client.confirm(None),
             runners=self.runners,
             plan_version=lambda: self.member.plan_version,
             hears=self.bells.hears,

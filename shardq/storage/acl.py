@@ -78,7 +78,7 @@ UNDOING = "dump exists get hget lpop persist pexpireat pexpiretime restore rpop 
 SENDING = "exists hdel hget hmget hset spublish type xadd xdel xinfo|stream xrange"
 
 # Everyone: the topology, the checks at connecting, a slot on its way, durability.
-CONNECTING = "asking cluster|slots fcall_ro info"
+CONNECTING = "asking cluster|nodes cluster|slots fcall_ro info"
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from redis.exceptions import (
 from redis.maint_notifications import MaintNotificationsConfig
 
 from shardq.core.backoff import backoff_s
+from shardq.core.servers import nodes_away
 from shardq.errors import StoreRefused, StoreTimeout, StoreUnavailable, UsageError
 from shardq.storage import topology
 from shardq.storage.address import HOW, parse
@@ -67,6 +68,7 @@ def pack_command(*args: str | bytes | int) -> bytes:
 
 _ASKING = pack_command("ASKING")
 _SLOTS = pack_command("CLUSTER", "SLOTS")
+_NODES = pack_command("CLUSTER", "NODES")
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +170,7 @@ class Cluster:
         # Asked for every shard a worker starts; counting goes over 16384 slots.
         self._least_replicas = (-1, 0)
         self._replicas_told: dict[str, int] = {}
+        self._away = 0
 
     @property
     def _nodes(self) -> Any:
@@ -211,13 +214,25 @@ class Cluster:
         self._replicas_told[master] = count
         self._least_replicas = (-1, 0)
 
+    async def count_away(self) -> None:
+        """Asks a master for the nodes that are away: a client that comes while the cluster comes back sees no replicas,
+        and must not take it for one that has none. Where the user may not ask, only those that are seen count."""
+        for node in self.primaries():
+            (reply,) = await self.exchange(node, [Packed(_NODES)], within_s=REFRESH_ASK_S)
+            if isinstance(reply, bytes):
+                self._away = nodes_away(reply.decode(errors="replace"))
+                self._least_replicas = (-1, 0)
+                return
+
     def least_replicas(self) -> int:
-        """Replicas of the master that has fewest."""
+        """Replicas of the master that has fewest; those that are away count as if they were spread evenly."""
         version, least = self._least_replicas
         if version != self.topology_version:
             known = {nodes[0].name: len(nodes) - 1 for nodes in self._nodes.slots_cache.values() if nodes}
             # CLUSTER SLOTS leaves out a replica that has not replicated anything yet; its master's INFO counts it.
             least = min((max(count, self._replicas_told.get(name, 0)) for name, count in known.items()), default=0)
+            if self._away and known:
+                least = max(least, (sum(known.values()) + self._away) // len(known))
             self._least_replicas = (self.topology_version, least)
         return least
 

@@ -81,6 +81,7 @@ async def check_primaries(cluster: Cluster) -> None:
             tasks.start_soon(check, node)
     if failed:
         raise failed[0]
+    await cluster.count_away()
 
 
 async def _check_primary(cluster: Cluster, node: ClusterNode) -> None:

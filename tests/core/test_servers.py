@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shardq.core.findings import LEVELS, Finding, in_order, is_fine
-from shardq.core.servers import fixed_version, parse_info, parse_nodes, refusals, version_of
+from shardq.core.servers import fixed_version, nodes_away, parse_info, parse_nodes, refusals, version_of
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,25 @@ def test_cluster_nodes() -> None:
         False,
     )
     assert (three.hostname, three.slots, three.flags) == ("", 2, frozenset({"master", "fail"}))
+
+
+def test_nodes_that_are_away() -> None:
+    lines = {
+        "aa :7000@17000 myself,master - 0 0 1 connected 0-99": 0,
+        "bb 10.0.0.2:7001@17001 slave aa 0 1 1 connected": 0,
+        "cc 10.0.0.3:7002@17002 slave,fail aa 0 1 1 connected": 1,
+        "dd 10.0.0.3:7003@17002 slave,fail? aa 0 1 1 connected": 1,
+        "ee 10.0.0.3:7004@17002 slave aa 0 1 1 disconnected": 1,
+        "ff 10.0.0.3:7005@17002 master,fail - 0 1 1 disconnected": 1,
+        "gg 10.0.0.3:7006@17002 master,fail - 0 1 1 disconnected 100-200": 0,
+        "hh 10.0.0.3:7007@17002 master - 0 1 1 connected": 0,
+        "ii :0@0 master,noaddr - 0 1 3 disconnected": 0,
+        "jj 10.0.0.3:7008@17002 handshake - 0 1 3 disconnected": 0,
+        "broken line": 0,
+    }
+    for line, away in lines.items():
+        assert nodes_away(line) == away, line
+    assert nodes_away("\n".join(lines)) == 4
 
 
 def test_the_worst_comes_first() -> None:

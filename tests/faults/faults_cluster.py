@@ -23,6 +23,8 @@ Strike = Callable[[Lab, random.Random], Heal]
 # What a replica had not heard when it was promoted is gone; "fsync" waits for a replica too where there is one.
 UNREPLICATED = frozenset({"leader"})
 _MOST_MOVED = 20
+# Those that wait for one another.
+IN_TURN: set[Strike] = set()
 
 
 def in_turn(strike: Strike) -> Strike:
@@ -47,6 +49,7 @@ def in_turn(strike: Strike) -> Strike:
 
         return heals
 
+    IN_TURN.add(waits)
     return waits
 
 
@@ -151,7 +154,7 @@ def add_master(lab: Lab, chance: random.Random) -> Heal:
 
 
 def _join(lab: Lab) -> LocalServer:
-    (port,) = free_ports(lab.servers[0].host, 1)
+    (port,) = free_ports("127.0.0.1", 1)  # a node with a host of its own has all of that one's
     new = lab.cluster.new_server(port)
     lab.added.append(new)
     new.restart()
