@@ -145,6 +145,7 @@ def test_a_run_loses_nothing_and_says_so(start_demo: Start, flights_file: Path, 
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+@pytest.mark.server_kinds("valkey9")  # the one that `make demo` brings
 @pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_signal_leaves_nothing(start_demo: Start, stop_signal: signal.Signals, tmp_path: Path) -> None:
     demo = start_demo("--rate", "100")
@@ -165,6 +166,7 @@ def test_a_signal_leaves_nothing(start_demo: Start, stop_signal: signal.Signals,
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+@pytest.mark.server_kinds("valkey9")  # the one that `make demo` brings
 def test_a_signal_while_the_cluster_starts_leaves_nothing(start_demo: Start, tmp_path: Path) -> None:
     demo = start_demo()
     deadline = time.monotonic() + WITHIN_S
@@ -177,6 +179,7 @@ def test_a_signal_while_the_cluster_starts_leaves_nothing(start_demo: Start, tmp
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+@pytest.mark.server_kinds("valkey9")  # the one that `make demo` brings
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a signal for the death of the parent")
 def test_sigkill_of_the_demo_leaves_no_process(start_demo: Start) -> None:
     demo = start_demo("--rate", "100")
@@ -188,6 +191,7 @@ def test_sigkill_of_the_demo_leaves_no_process(start_demo: Start) -> None:
     wait_until_gone(pids)
 
 
+@pytest.mark.server_kinds("valkey9")  # the one that `make demo` brings
 def test_a_terminal_gets_the_live_view(start_demo: Start, tmp_path: Path) -> None:
     terminal, its_side = pty.openpty()
     fcntl.ioctl(its_side, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))

@@ -25,7 +25,8 @@ from shardq.storage.nodes import node_command, node_info
 from tests.runtime.harness import until
 from tests.storage.test_safety import plain_server
 
-pytestmark = pytest.mark.anyio
+# The oldest and the newest kind: what differs is what INFO and CONFIG know.
+pytestmark = [pytest.mark.anyio, pytest.mark.server_kinds("redis7", "valkey9")]
 
 HOST = "127.0.0.1"
 SHORT = 0.2

@@ -24,7 +24,8 @@ from shardq.ops.local_cluster import LocalCluster
 from shardq.storage.cluster import pack_command
 from tests.runtime.harness import running, until, workers
 
-pytestmark = pytest.mark.anyio
+# What it finds of queues is read by functions that tests/storage shows on every kind.
+pytestmark = [pytest.mark.anyio, pytest.mark.server_kinds("redis8")]
 
 GROUP = "g"
 SHORT, BEAT = 0.2, 1.6  # seconds; a member beats once a second

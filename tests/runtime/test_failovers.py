@@ -20,7 +20,8 @@ from shardq.storage.nodes import node_command, node_info
 from tests.runtime.crowd import APP, dead, history, make_traffic, numbers, send_slowly, to_be_dead, to_be_done
 from tests.runtime.harness import GROUP, check_equation, drained, until, workers
 
-pytestmark = pytest.mark.anyio
+# The other kinds fail over in tests/faults.
+pytestmark = [pytest.mark.anyio, pytest.mark.server_kinds("redis8")]
 
 HOST = "127.0.0.1"
 SHARDS = 6

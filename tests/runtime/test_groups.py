@@ -23,7 +23,8 @@ from shardq.storage.nodes import node_command
 from tests.runtime.harness import GROUP, Traffic, check_equation, owners, until, workers
 from tests.runtime.judge import judge, read_journal
 
-pytestmark = pytest.mark.anyio
+# Workers are what is tested here; two kinds of server are enough for that.
+pytestmark = [pytest.mark.anyio, pytest.mark.server_kinds("redis7", "valkey9")]
 
 SHARDS = 4
 

@@ -35,7 +35,8 @@ from shardq.storage.control import control_state
 from tests.cli.support import Command, Start, commands
 from tests.runtime.harness import until
 
-pytestmark = pytest.mark.anyio
+# Of the server it uses what tests/storage shows of every kind.
+pytestmark = [pytest.mark.anyio, pytest.mark.server_kinds("redis7")]
 
 EVERY_SECOND = "* * * * * *"
 EVERY_MINUTE = "* * * * *"
