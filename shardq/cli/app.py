@@ -46,6 +46,7 @@ COMMANDS: dict[str, CommandEntry] = {
     "archive": CommandEntry("shardq.cli.archive:archive", "Write a queue to compressed files, or read them."),
     "coordinator": CommandEntry("shardq.cli.coordinator:coordinator", "Coordinate a group's workers from outside."),
     "exporter": CommandEntry("shardq.cli.exporter:exporter", "Serve the metrics for Prometheus."),
+    "console": CommandEntry("shardq.cli.console:console", "Serve a page to watch and operate queues."),
     "bench": CommandEntry("shardq.cli.bench:bench", "Measure sending and handling, beside redis-py."),
 }
 

@@ -39,7 +39,7 @@ BIN = Path(sys.executable).parent
 PORT = 7000
 DEADLINE_S = 40
 
-UNTIL_STOPPED = ("shardq work ", "shardq tail ", "shardq archive ", "shardq coordinator ")
+UNTIL_STOPPED = ("shardq console ", "shardq work ", "shardq tail ", "shardq archive ", "shardq coordinator ")
 ENDS_BY_ITSELF = ("shardq archive cat ",)
 
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
