@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
+import signal
+import sys
 
 import anyio
 import click
 
 from shardq.cli.options import log_level_option, metrics_options, url_option
-from shardq.core.meters import Meters
-from shardq.ops.own_metrics import watched
 from shardq.ops.processes import Listen, run_async, until_stopped
-from shardq.ops.work import log_to_stderr
-from shardq.runtime.client import connect
+from shardq.ops.work import log_to_stderr, serving_client
 from shardq.runtime.settings import WorkerSettings
 from shardq.runtime.standalone import coordinate
 
@@ -34,15 +32,13 @@ def coordinator(
     Workers do this among themselves; run one or two of these to keep it out of busy or short-lived workers. One leads,
     and sends the schedules of QUEUE too; the others stand by. SIGTERM or Ctrl-C hands the leadership over at once.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until it is listened to: there is nothing to finish
     log_to_stderr(log_level)
+    listen = Listen(metrics_host, metrics_port) if metrics_port is not None else None
     settings = WorkerSettings(lease_s=lease, leader_lease_s=min(3.0, 0.6 * lease))
 
     async def work() -> None:
-        meters = Meters()
-        async with AsyncExitStack() as stack:
-            if metrics_port is not None:
-                await stack.enter_async_context(watched(meters, Listen(metrics_host, metrics_port)))
-            client = await stack.enter_async_context(connect(url, meters=meters))
+        async with serving_client(url, listen) as client:
             await coordinate(client, queue, group, settings, anyio.Event())
 
     # Cancelled, it still resigns and signs off, and it has nothing else to finish.

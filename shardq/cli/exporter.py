@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+
 import click
 
 from shardq.cli.options import log_level_option, url_option
@@ -21,6 +24,7 @@ def exporter(port: int, host: str, url: str, log_level: str) -> None:
 
     Prints the URL when it listens. It keeps no count of its own: run as many as you like, restart them at will.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until it is listened to: there is nothing to finish
     log_to_stderr(log_level)
 
     async def work() -> None:

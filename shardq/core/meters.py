@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 # Why a call is sent again (storage/trouble.py). All are there from the start: a rate needs the 0 before the first 1.
-RETRIES = ("moved", "ask", "again", "refresh", "load")
+RETRIES = ("moved", "ask", "again", "refresh", "load", "update")
 
 
 class Histogram:

@@ -107,7 +107,10 @@ def parse_nodes(text: str, asked_host: str) -> list[ListedNode]:
     for line in text.splitlines():
         parts = line.split()
         if len(parts) >= 8 and "noaddr" not in parts[2] and "handshake" not in parts[2]:
-            found.append(_listed(parts, asked_host))
+            try:
+                found.append(_listed(parts, asked_host))
+            except ValueError:
+                continue  # no port, or no slots, as any server writes them
     return found
 
 

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -20,12 +21,15 @@ from importlib import import_module
 import anyio
 
 from shardq.core.meters import Meters
-from shardq.errors import WorkerNotFound
+from shardq.errors import StoreUnavailable, WorkerNotFound
 from shardq.ops.processes import STOP_SIGNALS, Listen, die_with_parent, until_stopped
-from shardq.runtime.client import connect
+from shardq.runtime.client import Client, connect
+from shardq.runtime.outages import Outages
 from shardq.runtime.worker import Worker
 from shardq.storage.keys import check_name
 
+WAITS = "waiting for Redis"
+REACH_EVERY_S = 2.0
 INTERRUPTED = 130  # the exit status of a worker that a second signal cut short
 USAGE = 2  # the exit status of a supervised worker that would fail the same way again
 
@@ -87,20 +91,13 @@ def _import(name: str) -> object:
 
 async def run_worker(worker: Worker, url: str, name: str | None, listen: Listen | None = None) -> int:
     """Runs the worker until SIGTERM or SIGINT, with its metrics at `listen`; returns the exit status."""
-    meters = Meters()
     if name is not None:
         worker.name = check_name("worker", name)
     running = False
 
     async def work() -> None:
         nonlocal running
-        async with AsyncExitStack() as stack:
-            if listen is not None:
-                from shardq.ops.own_metrics import watched  # and Prometheus' client with it, for those who listen
-
-                # Before Redis is reached: a pod that waits for it is alive, and not ready.
-                await stack.enter_async_context(watched(meters, listen))
-            client = await stack.enter_async_context(connect(url, meters=meters if listen is not None else None))
+        async with serving_client(url, listen) as client:
             running = True
             await worker.run(client)
 
@@ -109,6 +106,37 @@ async def run_worker(worker: Worker, url: str, name: str | None, listen: Listen 
         return running
 
     return INTERRUPTED if await until_stopped(work, stop) else 0
+
+
+@asynccontextmanager
+async def serving_client(url: str, listen: Listen | None) -> AsyncIterator[Client]:
+    """A client for a process that runs until it is stopped; with `listen`, its metrics and probes are served there.
+
+    With probes an orchestrator looks after the process: then it waits for Redis, alive and not ready, for one that ends
+    is started again later and later. Without them a person does, who is told at once: StoreUnavailable.
+    """
+    async with AsyncExitStack() as stack:
+        if listen is None:
+            yield await stack.enter_async_context(connect(url))
+            return
+        from shardq.ops.own_metrics import watched  # and Prometheus' client with it, for those who listen
+
+        meters = Meters()
+        await stack.enter_async_context(watched(meters, listen))
+        yield await _reach(stack, url, meters)
+
+
+async def _reach(stack: AsyncExitStack, url: str, meters: Meters) -> Client:
+    outages = Outages()
+    while True:
+        try:
+            client = await stack.enter_async_context(connect(url, meters=meters))
+        except StoreUnavailable as error:
+            outages.failed(WAITS, error)
+            await anyio.sleep(random.uniform(0.5, 1.0) * REACH_EVERY_S)
+        else:
+            outages.well(WAITS)
+            return client
 
 
 # -- several processes ------------------------------------------------------------------------------------------------

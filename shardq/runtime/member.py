@@ -11,8 +11,10 @@ is owned goes on, and standbys still take a dead worker's shards.
 from __future__ import annotations
 
 import logging
+import os
 import random
 import secrets
+import socket
 from collections.abc import Callable
 
 import anyio
@@ -30,6 +32,13 @@ from shardq.storage.keys import Keys, ShardKeys
 from shardq.storage.pipes import Pipes
 
 _log = logging.getLogger("shardq")
+
+
+def made_up_name(role: str = "") -> str:
+    """A name that no other process has, and that tells a person where it runs. Of a long host name (a pod's) the end
+    is what differs; in containers the process id does not."""
+    host = socket.gethostname().partition(".")[0][-30:].lstrip("-")
+    return "-".join(part for part in (host, role, str(os.getpid()), secrets.token_hex(4)) if part)
 
 
 class Member:

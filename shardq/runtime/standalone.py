@@ -5,15 +5,12 @@ Owns no shard, handles no message, and makes neither the queue nor the group.
 from __future__ import annotations
 
 import logging
-import os
-import secrets
-import socket
 
 import anyio
 
 from shardq.runtime.bells import Bells
 from shardq.runtime.client import Client
-from shardq.runtime.member import Member
+from shardq.runtime.member import Member, made_up_name
 from shardq.runtime.queue import Queue
 from shardq.runtime.settings import WorkerSettings
 from shardq.runtime.tasks import one_error, outliving_tasks
@@ -35,7 +32,6 @@ async def coordinate(client: Client, queue: str, group: str, settings: WorkerSet
 
 
 async def _coordinate(client: Client, joined: Queue, group: str, settings: WorkerSettings, stop: anyio.Event) -> None:
-    host = socket.gethostname().split(".")[0][:30]
     async with outliving_tasks() as plumbing:
         # Its pipes outlive the heartbeats: they carry the goodbye.
         bells = Bells(client.cluster)
@@ -44,7 +40,7 @@ async def _coordinate(client: Client, joined: Queue, group: str, settings: Worke
             keys=joined.keys,
             group=group,
             shards=joined.shards,
-            name=f"{host}-coordinator-{os.getpid()}-{secrets.token_hex(2)}",
+            name=made_up_name("coordinator"),
             settings=settings,
             takes_shards=False,
             on_change=lambda: None,

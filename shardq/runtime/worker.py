@@ -5,9 +5,6 @@ per shard (owner.py), runners for the handler (runners.py), bells (bells.py). Ta
 from __future__ import annotations
 
 import logging
-import os
-import secrets
-import socket
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
@@ -35,7 +32,7 @@ from shardq.runtime.handlers import (
     with_timeout,
     with_type,
 )
-from shardq.runtime.member import Member
+from shardq.runtime.member import Member, made_up_name
 from shardq.runtime.outages import Outages
 from shardq.runtime.owner import ShardOwner
 from shardq.runtime.queue import Queue
@@ -237,7 +234,7 @@ class Worker:
             await queue.open_group(self.group, self._start)
             for schedule in self._schedules:
                 await client.put_schedule(self.queue, schedule)
-            name = self.name or f"{socket.gethostname().split('.')[0][:40]}-{os.getpid()}-{secrets.token_hex(2)}"
+            name = self.name or made_up_name()
             await self._call_hooks(self._on_start, client)
             try:
                 with one_error():

@@ -332,8 +332,15 @@ class Cluster:
         if "already exists" not in str(reply.error.__cause__):
             return reply
         # Another client was faster; or one of an older version was, and its build lacks what was called.
+        return await self.load_functions(node, replace=True) if await self._is_older(node) else None
+
+    async def update_functions(self, node: ClusterNode) -> bool:
+        """Puts our build of the library on a master that has an older one; false when it has not, or refuses."""
+        return await self._is_older(node) and await self.load_functions(node, replace=True) is None
+
+    async def _is_older(self, node: ClusterNode) -> bool:
         (build,) = await self.exchange(node, [Packed(pack_call("build", (), ()))])
-        return await self.load_functions(node, replace=True) if type(build) is int and build < BUILD else None
+        return type(build) is int and build < BUILD
 
     async def exchange(
         self, node: ClusterNode, calls: Sequence[Packed], *, within_s: float = float("inf")

@@ -218,7 +218,7 @@ class Pipes:
         if left_s <= 0:
             request.fail(sending.given_up())
             return
-        redirected = trouble.action in ("moved", "ask", "load") and sending.tries <= 3
+        redirected = trouble.action in ("moved", "ask", "load", "update") and sending.tries <= 3
         if not redirected:
             await anyio.sleep(min(self._pause(sending.tries), left_s))
         if not sending.left:
@@ -230,6 +230,8 @@ class Pipes:
             refused = await self.cluster.load_functions(node)
             if refused is not None:
                 return refused if refused.action != "fail" else Trouble("fail", trouble.error)
+        elif trouble.action == "update" and not (node is not None and await self.cluster.update_functions(node)):
+            return Trouble("fail", trouble.error)
         elif trouble.action == "moved":
             await self.cluster.follow(trouble)
         elif trouble.action == "ask" and trouble.address is not None:

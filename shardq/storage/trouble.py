@@ -38,7 +38,7 @@ from shardq.errors import (
 )
 from shardq.storage.tls import tls_failure
 
-Action = Literal["moved", "ask", "again", "refresh", "load", "fail"]
+Action = Literal["moved", "ask", "again", "refresh", "load", "update", "fail"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,7 @@ class Trouble:
     again    back off and send it again
     refresh  back off, look at the topology again, send it again
     load     put the functions library on the node, send it again
+    update   the same where the node's is of an older build than ours; else it can't help
     fail     sending it again can't help
 
     `away`: the node took no connection, broke it or did not answer, so whatever else waits for it would fare the same.
@@ -102,7 +103,7 @@ def _from_response(error: ResponseError, node: str) -> Trouble:
     if code == "SHARDQ_CORRUPT":
         return Trouble("fail", CorruptData(f"{node}: {text.partition(' ')[2][:200]}; put back a sound copy of it"))
     if code.startswith("SHARDQ_MISUSE") or "SHARDQ_MISUSE" in text:
-        return Trouble("fail", StoreRefused(f"shardq called its functions wrongly, please report it: {text[:200]}"))
+        return Trouble("update", StoreRefused(f"shardq called its functions wrongly, please report it: {text[:200]}"))
     return Trouble("fail", StoreRefused(f"{node} answered {code or 'an error'}; look at the server's log"))
 
 

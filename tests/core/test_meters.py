@@ -39,4 +39,4 @@ def test_a_group_and_a_queue_are_counted_in_one_place() -> None:
     meters.retried("moved")
     meters.retried("moved")
     meters.retried("no such word")
-    assert meters.retries == {"moved": 2, "ask": 0, "again": 0, "refresh": 0, "load": 0}
+    assert meters.retries == {"moved": 2, "ask": 0, "again": 0, "refresh": 0, "load": 0, "update": 0}

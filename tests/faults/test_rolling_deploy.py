@@ -65,3 +65,17 @@ async def test_an_older_build_that_lacks_a_function_is_replaced(lab: Lab, queue_
             lab.insist(server, "FUNCTION", "LOAD", "REPLACE", older)
         await running.flows()
         assert builds(lab) == {BUILD}
+
+
+@pytest.mark.server_kinds("redis7")
+async def test_an_older_build_that_takes_other_arguments_is_replaced(lab: Lab, queue_name: str, tmp_path: Path) -> None:
+    head = "local function append(keys, args)\n"
+    older = library_of(BUILD - 1).replace(head, f"{head}  if true then return misuse('as an older one may') end\n")
+    assert older.count("as an older one may") == 1
+    async with survival(lab, queue_name, tmp_path) as running:
+        await running.ready()
+        await running.flows()
+        for server in lab.masters():
+            lab.insist(server, "FUNCTION", "LOAD", "REPLACE", older)
+        await running.flows()
+        assert builds(lab) == {BUILD}

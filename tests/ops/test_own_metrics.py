@@ -159,6 +159,44 @@ async def test_a_worker_without_redis_is_alive_and_not_ready(start: Start, tmp_p
         assert command.stop() == 0
 
 
+def waits(command: Command) -> None:
+    until(lambda: "waiting for Redis" in command.stderr, "it says what it waits for")
+
+
+def is_ready(base: str) -> None:
+    until(lambda: get(f"{base}/readyz")[0] == 200, "it is ready")
+
+
+async def test_with_probes_a_process_waits_for_redis(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "serving_app.py").write_text(
+        "import shardq\nworker = shardq.Worker('q', group='g', shards=2)\n"
+        "@worker.handler\nasync def handle(message): pass\n"
+    )
+    with LocalCluster(1, 0, None, find_server(None)) as own:
+        async with shardq.connect(own.url) as client:
+            await (await client.queue("q", shards=2)).open_group("g")
+        own.processes[0].kill()
+        commands = [
+            start("work", "serving_app:worker", "--metrics-port", "0", "--url", own.url),
+            start("coordinator", "q", "--group", "g", "--metrics-port", "0", "--url", own.url),
+        ]
+        bases = [listening(command) for command in commands]
+        for command, base in zip(commands, bases, strict=True):
+            waits(command)
+            assert get(f"{base}/livez") == (200, "ok\n")
+            assert get(f"{base}/readyz")[0] == 503
+        own.processes[0].restart()
+        for base in bases:
+            is_ready(base)
+        assert [command.stop() for command in commands] == [0, 0]
+
+
+async def test_a_process_that_waits_for_redis_can_be_stopped(start: Start) -> None:
+    command = start("coordinator", "q", "--group", "g", "--metrics-port", "0", "--url", "redis://127.0.0.1:1")
+    waits(command)
+    assert command.stop() == 0
+
+
 async def test_a_coordinator_serves_probes(cluster: LocalCluster, queue_name: str, start: Start) -> None:
     async with shardq.connect(cluster.url) as client:
         await (await client.queue(queue_name, shards=2)).open_group("g")
