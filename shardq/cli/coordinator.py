@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 import anyio
 import click
 
+from shardq.cli.complete import group_names, queue_names
 from shardq.cli.options import log_level_option, metrics_options, url_option
 from shardq.core.meters import Meters
 from shardq.ops.own_metrics import watched
@@ -18,8 +19,10 @@ from shardq.runtime.standalone import coordinate
 
 
 @click.command(epilog="Example: shardq coordinator orders --group billing")
-@click.argument("queue")
-@click.option("--group", required=True, metavar="GROUP", help="The consumer group to coordinate.")
+@click.argument("queue", shell_complete=queue_names)
+@click.option(
+    "--group", required=True, metavar="GROUP", shell_complete=group_names, help="The consumer group to coordinate."
+)
 @click.option(
     "--lease", type=float, default=5.0, show_default=True, metavar="SECONDS", help="The lease time of its workers."
 )
