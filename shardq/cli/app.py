@@ -1,7 +1,7 @@
 """The command group: which commands there are, and what an error looks like to a person or a script.
 
 A command's module is imported only when that command is used; `shardq --help` imports none of them.
-Exit statuses: 0 done, 1 a shardq error (one line on stderr), 2 wrong usage, 130 interrupted.
+Exit statuses: 0 done, 1 it could not be done, 2 wrong usage, 130 interrupted. An error is one line on stderr.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import click
 from shardq.errors import ShardqError
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+_HELP = getattr(click.exceptions, "NoArgsIsHelpError", ())  # click 8.1 has none: a group alone prints its help there
 
 
 class CommandEntry(NamedTuple):
@@ -33,6 +34,7 @@ COMMANDS: dict[str, CommandEntry] = {
     "queue": CommandEntry("shardq.cli.queue:queue", "Create, change, list, show and delete queues."),
     "group": CommandEntry("shardq.cli.group:group", "List, create, reset and delete consumer groups."),
     "status": CommandEntry("shardq.cli.status:status", "Show backlog, age, rate and owner of every shard."),
+    "top": CommandEntry("shardq.cli.top:top", "Show the queues live, with keys to sort and to look closer."),
     "doctor": CommandEntry("shardq.cli.doctor:doctor", "Check the cluster and its queues, and say what to do."),
     "produce": CommandEntry("shardq.cli.produce:produce", "Send lines of JSON to a queue."),
     "peek": CommandEntry("shardq.cli.peek:peek", "Show messages without consuming them."),
@@ -48,6 +50,9 @@ COMMANDS: dict[str, CommandEntry] = {
     "exporter": CommandEntry("shardq.cli.exporter:exporter", "Serve the metrics for Prometheus."),
     "console": CommandEntry("shardq.cli.console:console", "Serve a page to watch and operate queues."),
     "bench": CommandEntry("shardq.cli.bench:bench", "Measure sending and handling, beside redis-py."),
+    "completion": CommandEntry(
+        "shardq.cli.completion:completion", "Print the completion script for bash, zsh or fish."
+    ),
 }
 
 
@@ -81,6 +86,15 @@ def cli() -> None:
     """A sharded, cluster-aware stream queue on Redis Cluster."""
 
 
+def _said(error: click.ClickException) -> str:
+    """With the usage, where that is what is wrong."""
+    said = error.format_message()
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        usage = error.ctx.get_usage()
+        return f"{said.rstrip('.')}. {usage} (--help tells more)"
+    return said
+
+
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (this process's own by default) and return its exit status; never raises a ShardqError.
 
@@ -92,8 +106,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
         click.echo(f"error: {' '.join(str(error).split())}", err=True)
         return 1
     except click.ClickException as error:
-        error.show(sys.stderr)
+        if isinstance(error, _HELP):
+            error.show(sys.stderr)
+            return click.UsageError.exit_code
+        click.echo(f"error: {' '.join(_said(error).split())}", err=True)
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except click.Abort as error:
+        if error.__cause__ is None:  # no Ctrl-C: a question that was answered with no, or not at all
+            click.echo("error: nothing was done, the answer was not yes: --yes does not ask", err=True)
+        return _INTERRUPTED
+    except KeyboardInterrupt:
         return _INTERRUPTED
     return status if isinstance(status, int) else 0

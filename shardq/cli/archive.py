@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 import signal
 import sys
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 
 import click
 
+from shardq.cli.complete import group_names, queue_names
 from shardq.cli.options import log_level_option, url_option
 from shardq.cli.output import quiet_when_unread
+from shardq.cli.progress import waiting
 from shardq.ops.archive import ROTATE_BYTES, Archive, read_lines
 from shardq.ops.processes import run_async, until_stopped
 from shardq.ops.work import INTERRUPTED, log_to_stderr
@@ -27,10 +30,17 @@ BLOCK_LINES = 1000
     epilog="Example: shardq archive orders --to /srv/orders --rotate 64MB --rotate 1h, "
     "then: shardq archive cat /srv/orders | jq .value"
 )
-@click.argument("queue", metavar="QUEUE")
+@click.argument("queue", metavar="QUEUE", shell_complete=queue_names)
 @click.argument("folder", required=False, metavar="[DIR]", type=click.Path(path_type=Path))
 @click.option("--to", metavar="DIR", type=click.Path(path_type=Path), help="Where the files are; made if need be.")
-@click.option("--group", default="archive", show_default=True, metavar="GROUP", help="The archive's consumer group.")
+@click.option(
+    "--group",
+    default="archive",
+    show_default=True,
+    metavar="GROUP",
+    shell_complete=group_names,
+    help="The archive's consumer group.",
+)
 @click.option(
     "--rotate",
     multiple=True,
@@ -114,7 +124,8 @@ def _limits(texts: tuple[str, ...]) -> tuple[int | None, float | None]:
 
 def _cat(folder: Path, shards: tuple[int, ...]) -> None:
     lines = read_lines(folder, shards or None)
-    with quiet_when_unread():
+    # On a terminal the lines themselves show that it goes on.
+    with quiet_when_unread(), nullcontext() if sys.stdout.isatty() else waiting(f"reading {folder}"):
         while block := list(islice(lines, BLOCK_LINES)):
             sys.stdout.buffer.write(b"\n".join(block) + b"\n")
         sys.stdout.flush()

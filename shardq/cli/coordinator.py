@@ -8,6 +8,7 @@ import sys
 import anyio
 import click
 
+from shardq.cli.complete import group_names, queue_names
 from shardq.cli.options import log_level_option, metrics_options, url_option
 from shardq.ops.processes import Listen, run_async, until_stopped
 from shardq.ops.work import log_to_stderr, serving_client
@@ -16,8 +17,10 @@ from shardq.runtime.standalone import coordinate
 
 
 @click.command(epilog="Example: shardq coordinator orders --group billing")
-@click.argument("queue")
-@click.option("--group", required=True, metavar="GROUP", help="The consumer group to coordinate.")
+@click.argument("queue", shell_complete=queue_names)
+@click.option(
+    "--group", required=True, metavar="GROUP", shell_complete=group_names, help="The consumer group to coordinate."
+)
 @click.option(
     "--lease", type=float, default=5.0, show_default=True, metavar="SECONDS", help="The lease time of its workers."
 )

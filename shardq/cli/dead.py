@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
+from shardq.cli.complete import group_names, queue_names
 from shardq.cli.options import json_option, url_option
 from shardq.cli.output import age, cut, print_fields, print_json, print_table, quiet_when_unread
+from shardq.cli.progress import progress
 from shardq.cli.records import Age, escaped, key_text, parse_key, time_text, value_text
 from shardq.core.dead import DeadLetter
 from shardq.core.jsonlines import readable_value
@@ -25,7 +27,9 @@ KEY_ROOM = 24
 
 
 def _group_option(command: Command) -> Command:
-    return click.option("--group", required=True, metavar="GROUP", help="Whose dead letters.")(command)
+    return click.option(
+        "--group", required=True, metavar="GROUP", shell_complete=group_names, help="Whose dead letters."
+    )(command)
 
 
 def _filters(command: Command) -> Command:
@@ -53,7 +57,7 @@ def dead() -> None:
 
 
 @dead.command("list", epilog="Example: shardq dead list orders --group billing --error Timeout --newer-than 1h")
-@click.argument("queue")
+@click.argument("queue", shell_complete=queue_names)
 @_group_option
 @_filters
 @click.option("-n", "limit", type=click.IntRange(1), default=100, show_default=True, help="Show at most so many.")
@@ -91,7 +95,7 @@ def _ago(unix_ms: int) -> str:
 
 
 @dead.command(epilog="Example: shardq dead show orders 3/1795231414661-0 --group billing")
-@click.argument("queue")
+@click.argument("queue", shell_complete=queue_names)
 @click.argument("dead_id", metavar="ID")
 @_group_option
 @url_option
@@ -126,7 +130,7 @@ def _fields(letter: DeadLetter) -> dict[str, str | None]:
 
 
 @dead.command(epilog="Example: shardq dead replay orders --group billing --error Timeout")
-@click.argument("queue")
+@click.argument("queue", shell_complete=queue_names)
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @_group_option
 @_filters
@@ -138,12 +142,18 @@ def replay(
 ) -> None:
     """Hand dead letters back to their group: those of the IDs, or all that fit the filters. Safe to repeat."""
     chosen = _chosen(ids, everything, filters)
-    count = _with(url, queue, group, lambda letters: letters.replay(chosen, **filters))
+    with progress("replaying") as report:
+
+        async def hand_back(letters: DeadLetters) -> int:
+            letters.on_progress = report
+            return await letters.replay(chosen, **filters)
+
+        count = _with(url, queue, group, hand_back)
     _say(count, chosen, as_json, "replayed")
 
 
 @dead.command(epilog="Example: shardq dead purge orders --group billing --older-than 7d --yes")
-@click.argument("queue")
+@click.argument("queue", shell_complete=queue_names)
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @_group_option
 @_filters
@@ -165,7 +175,13 @@ def purge(
     chosen = _chosen(ids, everything, filters)
     if not yes:
         _confirm(url, queue, group, chosen, filters)
-    count = _with(url, queue, group, lambda letters: letters.purge(chosen, **filters))
+    with progress("purging") as report:
+
+        async def forget(letters: DeadLetters) -> int:
+            letters.on_progress = report
+            return await letters.purge(chosen, **filters)
+
+        count = _with(url, queue, group, forget)
     _say(count, chosen, as_json, "purged")
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import click
 
+from shardq.cli.complete import queue_names
 from shardq.cli.group import PositionType
 from shardq.cli.options import json_option, url_option
 from shardq.cli.output import print_json
+from shardq.cli.progress import waiting
 from shardq.ops.processes import run_async
 from shardq.runtime.client import connect
 from shardq.runtime.groups import Position
 
 
 @click.command(epilog="Example: shardq delete orders 3/1795231414661-0/7 --yes")
-@click.argument("queue")
+@click.argument("queue", shell_complete=queue_names)
 @click.argument("message_id", metavar="ID")
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @url_option
@@ -31,7 +33,8 @@ def delete(queue: str, message_id: str, yes: bool, url: str, as_json: bool) -> N
         async with connect(url) as client:
             return await (await client.queue(queue)).delete_message(message_id)
 
-    gone = run_async(main)
+    with waiting("waiting for the workers to confirm"):
+        gone = run_async(main)
     if as_json:
         print_json([{"id": message_id, "deleted": True, "bytes_gone": gone}])
     else:
@@ -39,7 +42,7 @@ def delete(queue: str, message_id: str, yes: bool, url: str, as_json: bool) -> N
 
 
 @click.command(epilog="Example: shardq trim orders --before 2026-01-31T00:00+00:00")
-@click.argument("queue")
+@click.argument("queue", shell_complete=queue_names)
 @click.option(
     "--before", type=PositionType(), required=True, metavar="WHEN", help="What was stored before it goes; latest: all."
 )
@@ -56,7 +59,8 @@ def trim(queue: str, before: Position, url: str, as_json: bool) -> None:
         async with connect(url) as client:
             return await (await client.queue(queue)).trim(before)
 
-    gone = run_async(main)
+    with waiting(f"trimming {queue}"):
+        gone = run_async(main)
     if as_json:
         print_json([{"queue": queue, "entries_gone": gone}])
     else:

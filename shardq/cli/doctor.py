@@ -10,6 +10,7 @@ import click
 
 from shardq.cli.options import json_option, url_option
 from shardq.cli.output import print_json
+from shardq.cli.progress import waiting
 from shardq.core.findings import Finding, Level, is_fine
 from shardq.ops.doctor.run import Wanted, examine
 from shardq.ops.processes import run_async
@@ -46,7 +47,8 @@ def doctor(context: click.Context, queue: str | None, over_s: float, deep: bool,
     Exit status 0: fine, or advice only; 1: warnings or problems, or no node answers. What this user may not ask is
     shown as unknown, with the right that is missing.
     """
-    findings = run_async(lambda: examine(url, Wanted(queue, over_s, deep)))
+    with waiting("looking"):
+        findings = run_async(lambda: examine(url, Wanted(queue, over_s, deep)))
     if as_json:
         print_json(_object(finding) for finding in findings)
     else:

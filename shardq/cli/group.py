@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from shardq.cli.complete import group_names, queue_names
 from shardq.cli.options import json_option, url_option
 from shardq.cli.output import print_json, print_table
 from shardq.ops.processes import run_async
@@ -63,7 +64,7 @@ def group() -> None:
 
 
 @group.command("list", epilog="Example: shardq group list orders")
-@click.argument("queue")
+@click.argument("queue", shell_complete=queue_names)
 @url_option
 @json_option
 def list_groups(queue: str, url: str, as_json: bool) -> None:
@@ -87,7 +88,7 @@ def list_groups(queue: str, url: str, as_json: bool) -> None:
 
 
 @group.command(epilog="Example: shardq group create orders audit --start latest")
-@click.argument("queue")
+@click.argument("queue", shell_complete=queue_names)
 @click.argument("name", metavar="GROUP")
 @click.option("--start", type=PositionType(), default="earliest", show_default=True, help="Where it begins.")
 @url_option
@@ -106,8 +107,8 @@ def create(queue: str, name: str, start: Position, url: str, as_json: bool) -> N
 
 
 @group.command(epilog="Example: shardq group reset orders billing --to earliest")
-@click.argument("queue")
-@click.argument("name", metavar="GROUP")
+@click.argument("queue", shell_complete=queue_names)
+@click.argument("name", metavar="GROUP", shell_complete=group_names)
 @click.option("--to", "to", type=PositionType(), required=True, help="Where it goes on, as in `shardq group create`.")
 @_force_option
 @url_option
@@ -126,8 +127,8 @@ def reset(queue: str, name: str, to: Position, force: bool, url: str, as_json: b
 
 
 @group.command(epilog="Example: shardq group delete orders audit")
-@click.argument("queue")
-@click.argument("name", metavar="GROUP")
+@click.argument("queue", shell_complete=queue_names)
+@click.argument("name", metavar="GROUP", shell_complete=group_names)
 @_force_option
 @url_option
 @json_option

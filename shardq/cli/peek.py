@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from shardq.cli.complete import queue_names
 from shardq.cli.options import json_option, url_option
 from shardq.cli.output import quiet_when_unread
 from shardq.cli.records import Printer, choice_options, parse_when
@@ -16,7 +17,7 @@ BLOCK_RECORDS = 500
 
 
 @click.command(epilog="Example: shardq peek orders --key user:42 --since 10m --reverse -n 5")
-@click.argument("queue")
+@click.argument("queue", shell_complete=queue_names)
 @choice_options
 @click.option("--since", callback=parse_when, metavar="WHEN", help="Stored at this moment or later.")
 @click.option("--until", callback=parse_when, metavar="WHEN", help="Stored at this moment or earlier.")

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+import anyio
 import click
 
+from shardq.cli.complete import group_names, queue_names
 from shardq.cli.options import json_option, url_option
-from shardq.cli.output import print_json, print_table, tell_unreadable
+from shardq.cli.output import age, print_json, print_table, tell_unreadable
+from shardq.cli.progress import waiting
 from shardq.core.queue_settings import QueueSettings
 from shardq.errors import UnknownQueue
-from shardq.ops.inspect import QueueView, read_queue, read_queues
+from shardq.ops.inspect import GroupView, QueueView, ShardView, read_queue, read_queues
 from shardq.ops.processes import run_async
+from shardq.ops.rates import Look, lease_word
 from shardq.runtime.client import connect
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -98,7 +102,7 @@ def create(name: str, shards: int, url: str, as_json: bool, **options: Any) -> N
 
 
 @queue.command(epilog="Example: shardq queue change orders --max-backlog 1000000 --overflow reject")
-@click.argument("name")
+@click.argument("name", shell_complete=queue_names)
 @_settings_options
 @url_option
 @json_option
@@ -156,60 +160,108 @@ def _summary(view: QueueView) -> dict[str, Any]:
     return {**known, "unreadable": sorted(view.unreadable)}
 
 
-@queue.command(epilog="Example: shardq queue show orders")
-@click.argument("name")
+@queue.command(epilog="Example: shardq queue show orders --group billing")
+@click.argument("name", shell_complete=queue_names)
+@click.option("--group", metavar="GROUP", shell_complete=group_names, help="Only this consumer group.")
+@click.option(
+    "--over",
+    "over_s",
+    type=click.FloatRange(0, 3600),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Measure the rates over this time; 0 leaves them out.",
+)
 @url_option
 @json_option
-def show(name: str, url: str, as_json: bool) -> None:
-    """Show the settings of the queue NAME, where each shard lies and what it holds."""
+@click.pass_context
+def show(context: click.Context, name: str, group: str | None, over_s: float, url: str, as_json: bool) -> None:
+    """Show the settings of the queue NAME and its map: each shard, the hashes of its keys, where it lies, what it holds
+    and, for each group, who owns it and what is left to do."""
 
-    async def main() -> tuple[QueueView, QueueSettings, dict[int, tuple[int, int]]]:
+    async def main() -> tuple[Look, QueueSettings]:
+        groups = [group] if group is not None else None
         async with connect(url) as client:
-            joined = await client.queue(name)
-            bounds = {shard.id: (shard.low, shard.high) for shard in joined.table.shards}
-            return await read_queue(client, name), joined.settings, bounds
+            settings = (await client.queue(name)).settings
+            before = await read_queue(client, name, groups) if over_s > 0 else None
+            await anyio.sleep(over_s)
+            return Look(before, await read_queue(client, name, groups)), settings
 
-    view, settings, bounds = run_async(main)
+    look, settings = run_async(main)
+    view = look.view
     if as_json:
-        print_json(
-            {
-                "shard": shard.shard,
-                "low": bounds[shard.shard][0],
-                "high": bounds[shard.shard][1],
-                "slot": shard.slot,
-                "node": shard.node,
-                "state": shard.state,
-                "appended": shard.appended,
-                "bytes": shard.bytes,
-                "entries": shard.entries,
-                "delayed": shard.delayed,
-                "dropped": shard.dropped,
-                "groups": sorted(shard.groups),
-                "settings": settings.shown(),
-            }
-            for shard in view.shards.values()
-        )
-        return
-    rows = [
-        [
-            str(shard.shard),
-            f"{bounds[shard.shard][0]:08x}-{bounds[shard.shard][1] - 1:08x}",
-            str(shard.slot),
-            shard.node,
-            shard.state,
-            str(shard.appended),
-            str(shard.bytes),
-            str(shard.entries),
-        ]
-        for shard in view.shards.values()
-    ]
-    click.echo(f"{name}: {_in_words(settings)}")
-    if unusual := _unusual(view):
-        click.echo(f"{name}: {unusual}")
-    headers = ["SHARD", "HASHES", "SLOT", "NODE", "STATE", "APPENDED", "BYTES", "ENTRIES"]
-    print_table(headers, rows, left=["HASHES", "NODE", "STATE"])
+        print_json(_shard_object(look, shard) | {"settings": settings.shown()} for shard in view.shards.values())
+    else:
+        click.echo(f"{name}: {_in_words(settings)}")
+        if unusual := _unusual(view):
+            click.echo(f"{name}: {unusual}")
+        rows = [row for shard in view.shards.values() for row in _map_rows(look, shard)]
+        print_table(_MAP, rows, left=["HASHES", "NODE", "STATE", "GROUP", "OWNER"])
     for number, why in view.unreadable.items():
         click.echo(f"shard {number} can't be read: {why}", err=True)
+    if view.unreadable:
+        context.exit(1)
+
+
+_MAP = ["SHARD", "HASHES", "SLOT", "NODE", "STATE", "APPENDED", "BYTES", "STORED/S"]
+_MAP += ["GROUP", "OWNER", "EPOCH", "BACKLOG", "PENDING", "OLDEST", "HANDLED/S"]
+
+
+def _map_rows(look: Look, shard: ShardView) -> list[list[str]]:
+    """A row for each group, the first of them with the shard itself."""
+    where = [str(shard.shard), f"{shard.low:08x}-{shard.high - 1:08x}", str(shard.slot), shard.node or "-", shard.state]
+    own = [*where, str(shard.appended), str(shard.bytes), _rate(look.stored(shard))]
+    rows = [
+        [
+            group,
+            f"{view.owner} (moving)" if view.moving else view.owner or "-",
+            str(view.epoch),
+            str(view.backlog),
+            str(view.pel_messages),
+            age(view.oldest_age_s),
+            _rate(look.handled(shard, group)),
+        ]
+        for group, view in shard.groups.items()
+    ] or [["-"] * 7]
+    return [
+        [*(own if first else [""] * len(own)), *row]
+        for first, row in zip([True, *[False] * (len(rows) - 1)], rows, strict=True)
+    ]
+
+
+def _rate(rate: float | None) -> str:
+    return "-" if rate is None else f"{rate:.0f}"
+
+
+def _shard_object(look: Look, shard: ShardView) -> dict[str, Any]:
+    return {
+        "shard": shard.shard,
+        "low": shard.low,
+        "high": shard.high,
+        "slot": shard.slot,
+        "node": shard.node,
+        "state": shard.state,
+        "appended": shard.appended,
+        "bytes": shard.bytes,
+        "entries": shard.entries,
+        "delayed": shard.delayed,
+        "dropped": shard.dropped,
+        "stored_rate": look.stored(shard),
+        "groups": [_group_object(look, shard, group, view) for group, view in shard.groups.items()],
+    }
+
+
+def _group_object(look: Look, shard: ShardView, group: str, view: GroupView) -> dict[str, Any]:
+    return {
+        "group": group,
+        "owner": view.owner,
+        "epoch": view.epoch,
+        "lease": lease_word(view),
+        "backlog": view.backlog,
+        "pending": view.pel_messages,
+        "oldest_s": view.oldest_age_s,
+        "handled_rate": look.handled(shard, group),
+    }
 
 
 def _unusual(view: QueueView) -> str:
@@ -218,7 +270,7 @@ def _unusual(view: QueueView) -> str:
 
 
 @queue.command(epilog="Example: shardq queue delete orders --yes")
-@click.argument("name")
+@click.argument("name", shell_complete=queue_names)
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @click.option("--force", is_flag=True, help="Also while workers hold its shards: needed after workers were killed.")
 @url_option
@@ -235,7 +287,8 @@ def delete(name: str, yes: bool, force: bool, url: str, as_json: bool) -> None:
         async with connect(url) as client:
             await (await client.queue(name)).delete(force=force)
 
-    run_async(main)
+    with waiting(f"deleting {name}"):
+        run_async(main)
     if as_json:
         print_json([{"queue": name, "deleted": True}])
     else:

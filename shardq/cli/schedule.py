@@ -10,6 +10,7 @@ from typing import Any
 import click
 import msgspec
 
+from shardq.cli.complete import queue_names
 from shardq.cli.options import json_option, url_option
 from shardq.cli.output import print_json, print_table
 from shardq.core.schedule import MISSED, Missed, Schedule
@@ -25,7 +26,7 @@ def schedule() -> None:
 
 
 @schedule.command("list", epilog="Example: shardq schedule list orders --json")
-@click.argument("queue")
+@click.argument("queue", shell_complete=queue_names)
 @url_option
 @json_option
 def list_schedules(queue: str, url: str, as_json: bool) -> None:
@@ -49,7 +50,7 @@ def list_schedules(queue: str, url: str, as_json: bool) -> None:
 @schedule.command(
     "set", epilog="Example: shardq schedule set orders nightly '0 3 * * *' --key total --value '{\"n\": 1}'"
 )
-@click.argument("queue")
+@click.argument("queue", shell_complete=queue_names)
 @click.argument("name")
 @click.argument("cron")
 @click.option("--key", metavar="KEY", help="The messages' key; without it there is none.")
@@ -97,7 +98,7 @@ def set_schedule(
 
 
 @schedule.command(epilog="Example: shardq schedule remove orders nightly")
-@click.argument("queue")
+@click.argument("queue", shell_complete=queue_names)
 @click.argument("name")
 @url_option
 @json_option

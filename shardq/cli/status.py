@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import anyio
 import click
 
+from shardq.cli.complete import group_names, queue_names
 from shardq.cli.options import json_option, url_option
 from shardq.cli.output import age, print_json, print_table, tell_unreadable
 from shardq.ops.inspect import GroupView, QueueView, ShardView, read_queue, read_queues
 from shardq.ops.processes import run_async
+from shardq.ops.rates import Look, lease_word, shown_groups
 from shardq.runtime.client import Client, connect
 
 
 @click.command(epilog="Example: shardq status orders --group billing")
-@click.argument("queue", required=False)
-@click.option("--group", metavar="GROUP", help="Only this consumer group.")
+@click.argument("queue", required=False, shell_complete=queue_names)
+@click.option("--group", metavar="GROUP", shell_complete=group_names, help="Only this consumer group.")
 @click.option(
     "--over",
     "over_s",
@@ -52,29 +53,9 @@ def status(
     tell_unreadable(context, bad)
 
 
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """A queue now, and some time before."""
-
-    before: QueueView | None
-    view: QueueView
-
-    def rate(self, shard: ShardView, group: str) -> float | None:
-        """Messages a second, by the clock of the shard's own node."""
-        earlier = self.before.shards.get(shard.shard) if self.before is not None else None
-        if earlier is None or shard.time_ms <= earlier.time_ms:
-            return None
-        return (_done(shard, group) - _done(earlier, group)) * 1000 / (shard.time_ms - earlier.time_ms)
-
-
-def _done(shard: ShardView, group: str) -> int:
-    view = shard.groups.get(group)
-    return view.acked + view.dead if view is not None else 0 if group else shard.appended
-
-
 async def _look_twice(
     url: str, queue: str | None, group: str | None, over_s: float
-) -> tuple[list[_Look], dict[str, str]]:
+) -> tuple[list[Look], dict[str, str]]:
     """Every queue, or the one that is named; and why of those that can't be read, which the named one raises."""
     groups = [group] if group is not None else None
 
@@ -90,23 +71,18 @@ async def _look_twice(
             if before:
                 await anyio.sleep(over_s)
         views, bad = await read(client)
-        return [_Look(before.get(name), view) for name, view in views.items()], bad
+        return [Look(before.get(name), view) for name, view in views.items()], bad
 
 
 # -- one queue: its shards --------------------------------------------------------------------------------------------
 
 
-def _groups(view: QueueView) -> list[str]:
-    """The queue's groups; a queue without one is shown under the name ''."""
-    return sorted({group for shard in view.shards.values() for group in shard.groups}) or [""]
-
-
-def _print_shards(look: _Look, as_json: bool) -> None:
+def _print_shards(look: Look, as_json: bool) -> None:
     if as_json:
-        print_json(_shard_object(look, shard, group) for group in _groups(look.view) for shard in _shards(look))
+        print_json(_shard_object(look, shard, group) for group in shown_groups(look.view) for shard in _shards(look))
         return
     headers = ["SHARD", "SLOT", "NODE", "BACKLOG", "PENDING", "OLDEST", "RATE", "OWNER", "LEASE"]
-    for group in _groups(look.view):
+    for group in shown_groups(look.view):
         said = _in_words(look.view, group)
         click.echo(f"{look.view.queue} / {group}: {said}" if group else f"{look.view.queue}, no group yet: {said}")
         rows = [_shard_row(look, shard, group) for shard in _shards(look)]
@@ -124,33 +100,33 @@ def _in_words(view: QueueView, group: str) -> str:
     return f"{total.backlog} messages to do{waiting}, {total.dead} dead{letters}{delayed}"
 
 
-def _shards(look: _Look) -> Iterator[ShardView]:
+def _shards(look: Look) -> Iterator[ShardView]:
     yield from look.view.shards.values()
 
 
-def _shard_row(look: _Look, shard: ShardView, group: str) -> list[str]:
+def _shard_row(look: Look, shard: ShardView, group: str) -> list[str]:
     view = shard.groups.get(group)
     where = [str(shard.shard), str(shard.slot), shard.node or "-"]
-    rate = _number(look.rate(shard, group))
+    rate = _number(_shard_rate(look, shard, group))
     if view is None:
         return [*where, str(shard.appended), "-", "-", rate, "-", "-"]
     counts = [str(view.backlog), str(view.pel_messages), age(view.oldest_age_s)]
-    return [*where, *counts, rate, view.owner or "-", _lease(view)]
+    return [*where, *counts, rate, view.owner or "-", lease_word(view)]
 
 
-def _lease(view: GroupView) -> str:
-    return ("moving" if view.moving else "held") if view.held else "free"
+def _shard_rate(look: Look, shard: ShardView, group: str) -> float | None:
+    return look.handled(shard, group) if group else look.stored(shard)
 
 
 def _number(rate: float | None) -> str:
     return "-" if rate is None else f"{rate:.0f}"
 
 
-def _shard_object(look: _Look, shard: ShardView, group: str) -> dict[str, Any]:
+def _shard_object(look: Look, shard: ShardView, group: str) -> dict[str, Any]:
     view = shard.groups.get(group)
     where = {"queue": look.view.queue, "shard": shard.shard, "slot": shard.slot, "node": shard.node}
     held = {"state": shard.state, "appended": shard.appended, "delayed": shard.delayed}
-    base = {**where, **held, "rate": look.rate(shard, group)}
+    base = {**where, **held, "rate": _shard_rate(look, shard, group)}
     return base if view is None else {**base, "group": group, **_group_object(view), "owner": view.owner}
 
 
@@ -166,7 +142,7 @@ def _group_object(view: GroupView) -> dict[str, Any]:
         "dead": view.dead,
         "dead_letters": view.dead_letters,
         "oldest_s": view.oldest_age_s,
-        "lease": _lease(view),
+        "lease": lease_word(view),
         "epoch": view.epoch,
     }
 
@@ -174,8 +150,8 @@ def _group_object(view: GroupView) -> dict[str, Any]:
 # -- every queue: a line for each group -------------------------------------------------------------------------------
 
 
-def _print_summary(looks: list[_Look], as_json: bool) -> None:
-    lines = [(look, group) for look in looks for group in _groups(look.view)]
+def _print_summary(looks: list[Look], as_json: bool) -> None:
+    lines = [(look, group) for look in looks for group in shown_groups(look.view)]
     if as_json:
         print_json(_summary_object(look, group) for look, group in lines)
         return
@@ -183,16 +159,15 @@ def _print_summary(looks: list[_Look], as_json: bool) -> None:
     print_table(headers, [_summary_row(look, group) for look, group in lines], left=["QUEUE", "GROUP"])
 
 
-def _total_rate(look: _Look, group: str) -> float | None:
-    rates = [rate for shard in _shards(look) if (rate := look.rate(shard, group)) is not None]
-    return sum(rates) if rates else None
+def _total_rate(look: Look, group: str) -> float | None:
+    return look.handled_total(group) if group else look.stored_total()
 
 
-def _held(look: _Look, group: str) -> int:
+def _held(look: Look, group: str) -> int:
     return sum(shard.groups[group].held for shard in _shards(look) if group in shard.groups)
 
 
-def _summary_row(look: _Look, group: str) -> list[str]:
+def _summary_row(look: Look, group: str) -> list[str]:
     view, total = look.view, look.view.total(group)
     shards = len(view.shards) + len(view.unreadable)
     where = [view.queue, group or "-", str(shards), str(view.appended)]
@@ -203,7 +178,7 @@ def _summary_row(look: _Look, group: str) -> list[str]:
     return [*where, *counts, f"{_held(look, group)}/{shards}"]
 
 
-def _summary_object(look: _Look, group: str) -> dict[str, Any]:
+def _summary_object(look: Look, group: str) -> dict[str, Any]:
     view, total = look.view, look.view.total(group)
     shards = len(view.shards) + len(view.unreadable)
     held = {"queue": view.queue, "shards": shards, "appended": view.appended, "delayed": view.delayed}

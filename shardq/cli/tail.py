@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from shardq.cli.complete import queue_names
 from shardq.cli.options import json_option, url_option
 from shardq.cli.output import quiet_when_unread
 from shardq.cli.records import Printer, choice_options
@@ -13,7 +14,7 @@ from shardq.runtime.client import connect
 
 
 @click.command(epilog="Example: shardq tail orders --key user:42 -n 0 --json")
-@click.argument("queue")
+@click.argument("queue", shell_complete=queue_names)
 @choice_options
 @click.option(
     "-n", "from_end", type=click.IntRange(0), default=10, show_default=True, help="So many that are stored already."

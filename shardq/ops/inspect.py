@@ -61,9 +61,12 @@ class GroupView:
 
 @dataclass(frozen=True, slots=True)
 class ShardView:
-    """One shard; `node` is the master that serves it as far as this client knows, '' while there is none."""
+    """One shard; `node` is the master that serves it as far as this client knows, '' while there is none. Its keys'
+    hashes are from `low` to below `high`, of 2**32."""
 
     shard: int
+    low: int
+    high: int
     slot: int
     node: str
     state: str
@@ -170,25 +173,18 @@ async def read_queues(
     return dict(sorted(views.items())), dict(sorted(unreadable.items()))
 
 
+async def read_group_names(queue: Queue, *, timeout_s: float = 5.0) -> list[str]:
+    """Every registered group, of what answers: one shard of every master is asked, so that no single one has to be up.
+    Raises StoreError when none answers."""
+    answers, errors = await _probe(queue, timeout_s)
+    if errors and not answers:
+        raise errors[0]
+    return sorted({group for answer in answers for group in answer})
+
+
 async def _groups(queue: Queue, asked: Sequence[str] | None, timeout_s: float) -> Sequence[str]:
-    """The groups to read: those asked for, if they exist, or all. One shard of every master is asked, so that no single
-    one has to be up."""
-    client = queue.client
-    probes: dict[str, ShardKeys] = {}
-    for shard in queue.shards.values():
-        node = client.cluster.node_of(shard.slot)
-        probes.setdefault(node.name if node is not None else "", shard)
-    answers: list[tuple[str, ...]] = []
-
-    async def probe(shard: ShardKeys) -> None:
-        try:
-            answers.append((await inspect(client.pipes, shard, (), timeout_s=timeout_s)).registered)
-        except ShardqError:
-            return  # said of each shard when it is read in earnest
-
-    async with anyio.create_task_group() as tasks:
-        for shard in probes.values():
-            tasks.start_soon(probe, shard)
+    """The groups to read: those asked for, if they exist, or all."""
+    answers, _ = await _probe(queue, timeout_s)  # errors are said of each shard when it is read in earnest
     there = sorted({group for answer in answers for group in answer})
     if asked is None:
         return there
@@ -198,12 +194,37 @@ async def _groups(queue: Queue, asked: Sequence[str] | None, timeout_s: float) -
     return asked
 
 
+async def _probe(queue: Queue, timeout_s: float) -> tuple[list[tuple[str, ...]], list[ShardqError]]:
+    """The groups that one shard of each master has, and the errors of those that don't answer."""
+    client = queue.client
+    probes: dict[str, ShardKeys] = {}
+    for shard in queue.shards.values():
+        node = client.cluster.node_of(shard.slot)
+        probes.setdefault(node.name if node is not None else "", shard)
+    answers: list[tuple[str, ...]] = []
+    errors: list[ShardqError] = []
+
+    async def probe(shard: ShardKeys) -> None:
+        try:
+            answers.append((await inspect(client.pipes, shard, (), timeout_s=timeout_s)).registered)
+        except ShardqError as error:
+            errors.append(error)
+
+    async with anyio.create_task_group() as tasks:
+        for shard in probes.values():
+            tasks.start_soon(probe, shard)
+    return answers, errors
+
+
 def shard_view(queue: Queue, shard: int, counters: ShardCounters) -> ShardView:
     """One shard's counters, as `Queue.counters()` gives them, with where it lies."""
+    routed = queue.table.by_id[shard]
     slot = queue.shards[shard].slot
     node = queue.client.cluster.node_of(slot)
     return ShardView(
         shard=shard,
+        low=routed.low,
+        high=routed.high,
         slot=slot,
         node=node.name if node is not None else "",
         state=counters.state,

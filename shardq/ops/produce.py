@@ -5,7 +5,7 @@ blocks. Keeps one block (or one longer line) in memory, and stores nothing itsel
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import anyio
@@ -20,13 +20,17 @@ BLOCK_BYTES = 1024 * 1024
 LINE_BYTES_MAX = 64 * 1024 * 1024
 
 
-async def produce_lines(producer: Producer, descriptor: int, key_field: str | None) -> int:
-    """Sends every line; returns how many messages were sent when all are stored. Blank lines are skipped.
+async def produce_lines(
+    producer: Producer, descriptor: int, key_field: str | None, on_bytes: Callable[[int], None] = lambda count: None
+) -> int:
+    """Sends every line; returns how many messages were sent when all are stored. Blank lines are skipped. `on_bytes` is
+    told how many bytes were read and sent so far.
 
     Raises UsageError naming the first line that can't be sent, when all before it are stored; NotStored when Redis did
     not take them.
     """
     lines = _Lines(key_field)
+    read = 0
     async for block in _blocks(descriptor):
         try:
             await producer.send_many(lines.messages(block))
@@ -38,6 +42,8 @@ async def produce_lines(producer: Producer, descriptor: int, key_field: str | No
         except NotStored as error:
             what = f"of {lines.sent} messages up to line {lines.number} not all are stored: {error}"
             raise NotStored(what, error.failed) from error
+        read += len(block)
+        on_bytes(read)
     return lines.sent
 
 

@@ -23,6 +23,7 @@ from shardq.runtime import broadcast, schedules
 from shardq.runtime.broadcast import Notices
 from shardq.runtime.declaring import declare_or_join, open_shards
 from shardq.runtime.queue import Queue
+from shardq.runtime.tracing import Tracer
 from shardq.storage import safety
 from shardq.storage.cluster import Cluster, Confirm, confirm_fsync, confirm_replicas, pack_command
 from shardq.storage.keys import Keys, check_name, registry
@@ -50,6 +51,7 @@ class Client:
         check_name("prefix", prefix)
         self.prefix = prefix
         self.meters = meters
+        self.tracing: Tracer | None = None  # set by shardq.otel.instrument
         self.cluster = Cluster(url, may_load=not only_looks)
         self._only_looks = only_looks
         self._stack: contextlib.AsyncExitStack | None = None

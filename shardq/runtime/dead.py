@@ -4,7 +4,7 @@ again."""
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 
 from shardq.core.dead import DeadFilter, DeadLetter, in_order, kept_again, open_letter, parse_dead_id
 from shardq.core.records import Key
@@ -28,6 +28,8 @@ class DeadLetters:
 
     def __init__(self, pipes: Pipes, shards: Mapping[int, ShardKeys], group: str) -> None:
         self._pipes, self._shards, self._group = pipes, shards, check_name("group", group)
+        self.on_progress: Callable[[int, int], None] | None = None
+        """Told by replay and purge how many are done, and of how many."""
 
     def __aiter__(self) -> AsyncIterator[DeadLetter]:
         return self.find()
@@ -88,6 +90,7 @@ class DeadLetters:
             for start in range(0, len(ready), AT_ONCE):
                 part = ready[start : start + AT_ONCE]
                 handed += await dead.replay(self._pipes, self._shards[shard], self._group, part)
+                self._tell(handed, chosen)
         if broken:
             msg = f"{len(broken)} dead letters stay, they can't be handled; {handed} were replayed. First: {broken[0]}"
             raise CorruptData(msg) from broken[0]
@@ -110,7 +113,12 @@ class DeadLetters:
             for start in range(0, len(entries), PAGE_PURGE):
                 part = entries[start : start + PAGE_PURGE]
                 purged += await dead.purge(self._pipes, self._shards[shard], self._group, part)
+                self._tell(purged, chosen)
         return purged
+
+    def _tell(self, done: int, chosen: Mapping[int, Sequence[DeadLetter]]) -> None:
+        if self.on_progress is not None:
+            self.on_progress(done, sum(map(len, chosen.values())))
 
     async def _choose(self, ids: Iterable[str] | None, wanted: DeadFilter) -> dict[int, list[DeadLetter]]:
         await self._check_group()

@@ -47,6 +47,7 @@ from shardq.errors import (
 )
 from shardq.runtime.buffers import PendingBatch, ShardBuffer
 from shardq.runtime.jobs import Job, new_job_id
+from shardq.runtime.tracing import Tracer
 from shardq.storage import calls
 from shardq.storage.cluster import Cluster, Confirm
 from shardq.storage.keys import ShardKeys
@@ -84,6 +85,7 @@ class Producer:
         jobs: bool = False,
         meters: SendMeters | None = None,
         on_retry: Callable[[str], None] | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self.id = secrets.token_hex(8)
         self._choose = confirm if callable(confirm) else None
@@ -93,6 +95,7 @@ class Producer:
         self._job_ms = int(JOB_KEEP_S * 1000) if jobs else 0
         self._meters, self._on_retry = meters, on_retry
         self._queue_name, self._client_pipes = queue, client_pipes
+        self._tracer = tracer  # for traced.py, which sets the spans around the calls of this class
         self.delivery_timeout_s = delivery_timeout_s
         self._cluster = cluster
         self._table = table

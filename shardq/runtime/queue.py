@@ -27,6 +27,7 @@ from shardq.runtime.producer import Producer
 from shardq.runtime.removal import remove_queue
 from shardq.runtime.tail import follow
 from shardq.runtime.tasks import task_group
+from shardq.runtime.traced import TracedProducer
 from shardq.storage import calls, counters
 from shardq.storage.keys import Keys, ShardKeys, check_name
 
@@ -105,7 +106,8 @@ class Queue:
             raise UsageError(msg)
         check_available(self._settings.compression)
         confirm = self.client.confirm(durability, replicas)
-        return Producer(
+        kind = Producer if self.client.tracing is None else TracedProducer
+        return kind(
             self.client.cluster,
             self.table,
             self.shards,
@@ -122,6 +124,7 @@ class Queue:
             jobs=self._settings.jobs,
             meters=self.client.meters.send(self.name) if self.client.meters is not None else None,
             on_retry=self.client.on_retry,
+            tracer=self.client.tracing,
         )
 
     # -- settings --------------------------------------------------------------------------------------------
@@ -311,6 +314,8 @@ class Queue:
         """A record batch of one message, for `tx.send`. Raises InvalidKey, InvalidValue, MessageTooLarge."""
         if self.values is not None:
             self.values.check(value)
+        if self.client.tracing is not None:
+            headers = self.client.tracing.carry(headers)
         own = [records.check_headers(headers)] if headers else None
         batch = records.RecordBatch(now_ms, None, [key], [records.pack_value(value)], own)
         data = records.encode(batch, self._settings.compression)

@@ -36,6 +36,8 @@ from shardq.runtime.client import connect
 from shardq.runtime.feed import Feed
 from shardq.runtime.producer import Producer
 from shardq.runtime.queue import Durability
+from shardq.runtime.traced import begin
+from shardq.runtime.tracing import Tracer
 from shardq.storage.functions import library_source
 from shardq.storage.keys import check_name
 
@@ -85,6 +87,7 @@ class SyncProducer:
         check_name("prefix", prefix)
         _check_names("SyncProducer", options, ProducerOptions)
         self._url, self._queue, self._shards, self._prefix, self._options = url, queue, shards, prefix, options
+        self.tracing: Tracer | None = None  # set by shardq.otel.instrument
         self._closed = False
         self._renew()
         _producers.add(self)
@@ -226,8 +229,14 @@ class SyncProducer:
 
     def _post(self, answer: AnyAnswer, *, wait_for_room: bool = False) -> None:
         _refuse_in_loop()
-        while not self._running().post(answer, wait_for_room=wait_for_room):
-            pass  # that one could not connect, or was stopped just now: another one, unless this was closed
+        sending = begin(self.tracing, self._queue, answer) if self.tracing is not None else None
+        try:
+            while not self._running().post(answer, wait_for_room=wait_for_room):
+                pass  # that one could not connect, or was stopped just now: another one, unless this was closed
+        except BaseException as error:
+            if sending is not None:
+                sending.end(error)
+            raise
 
     def _running(self) -> Background:
         with self._lock:

@@ -40,6 +40,7 @@ from shardq.runtime.runners import BatchRunners, MessageRunners, Runners
 from shardq.runtime.schedules import make_schedule
 from shardq.runtime.settings import DEFAULT_RETRY, WorkerSettings
 from shardq.runtime.tasks import one_error, outliving_tasks
+from shardq.runtime.tracing import Tracer
 from shardq.storage.keys import check_name
 from shardq.storage.pipes import Pipes
 
@@ -179,7 +180,7 @@ class Worker:
     def has_handler(self) -> bool:
         return self._function is not None
 
-    def _runners(self, queue: Queue, meters: Meters | None) -> Runners:
+    def _runners(self, queue: Queue, meters: Meters | None, tracing: Tracer | None) -> Runners:
         function, concurrency = self._function, self.settings.concurrency
         assert function is not None
         handler = function if is_async(function) else in_threads(function, concurrency)
@@ -192,6 +193,8 @@ class Worker:
             handler = with_timeout(handler, self._timeout_s)
         if meters is not None:
             handler = with_meters(handler, meters.group(self.queue, self.group))
+        if tracing is not None:
+            handler = tracing.wrap(handler, self.queue, self.group, self.settings.retry.attempts)
         if self._takes_lists:
             return BatchRunners(self.settings, handler, convert)
         return MessageRunners(self.settings, handler)
@@ -237,8 +240,10 @@ class Worker:
             name = self.name or made_up_name()
             await self._call_hooks(self._on_start, client)
             try:
+                # After the hooks, one of which may have instrumented the client.
+                runners = self._runners(queue, client.meters, client.tracing)
                 with one_error():
-                    await _Running(self, client, queue, name, self._runners(queue, client.meters), self._stop).run()
+                    await _Running(self, client, queue, name, runners, self._stop).run()
             finally:
                 with anyio.CancelScope(shield=True):
                     await self._call_hooks(self._on_stop, client)

@@ -205,17 +205,18 @@ CLASSES = {
     "tx": Atomic,
     "worker": shardq.Worker,
 }
+NAMED = re.compile(rf"(?<![\w.])({'|'.join(CLASSES)})\.(\w+)")  # not within a longer dotted name
 INLINE = [
     pytest.param(code, id=f"{page.stem if page.parent == GUIDE else 'front'}-{number}")
     for page in (*PAGES, ROOT / "README.md")
     for number, code in enumerate(re.findall(r"`([^`]+)`", _BLOCK.sub("", page.read_text())))
-    if re.match(r"shardq \w", code) or re.search(rf"\b({'|'.join(CLASSES)})\.\w", code)
+    if re.match(r"shardq \w", code) or NAMED.search(code)
 ]
 
 
 @pytest.mark.parametrize("code", INLINE)
 def test_what_the_text_names_exists(code: str) -> None:
-    for variable, name in re.findall(rf"\b({'|'.join(CLASSES)})\.(\w+)", code):
+    for variable, name in NAMED.findall(code):
         assert hasattr(CLASSES[variable], name) or f"self.{name}" in inspect.getsource(CLASSES[variable]), code
     if not code.startswith("shardq "):
         return
