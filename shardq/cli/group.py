@@ -1,4 +1,4 @@
-"""`shardq group`: the consumer groups of a queue: list, create, reset, delete. Never touches messages."""
+"""`shardq group`: the consumer groups of a queue: list, create, reset, pause, resume, delete. Reads no message."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _with(url: str, queue: str, do: Callable[[Queue], Awaitable[T]]) -> T:
 
 @click.group(epilog="Example: shardq group reset orders billing --to 2026-01-31T08:00Z")
 def group() -> None:
-    """List, create, reset and delete consumer groups."""
+    """List, create, reset, pause, resume and delete consumer groups."""
 
 
 @group.command("list", epilog="Example: shardq group list orders")
@@ -75,7 +75,7 @@ def list_groups(queue: str, url: str, as_json: bool) -> None:
         return
     rows = [
         [
-            each.name,
+            f"{each.name} (paused)" if each.paused else each.name,
             str(each.backlog),
             str(each.waiting),
             str(each.dead),
@@ -139,3 +139,32 @@ def delete(queue: str, name: str, force: bool, url: str, as_json: bool) -> None:
         print_json([{"queue": queue, "group": name, "deleted": True}])
     else:
         click.echo(f"{name}: deleted")
+
+
+@group.command(epilog="Example: shardq group pause orders billing")
+@click.argument("queue", shell_complete=queue_names)
+@click.argument("name", metavar="GROUP", shell_complete=group_names)
+@url_option
+@json_option
+def pause(queue: str, name: str, url: str, as_json: bool) -> None:
+    """Pause the group GROUP of QUEUE: its workers finish what they are at, and take no more until it is resumed."""
+    _with(url, queue, lambda joined: joined.pause_group(name))
+    _tell_paused(queue, name, as_json, paused=True)
+
+
+@group.command(epilog="Example: shardq group resume orders billing")
+@click.argument("queue", shell_complete=queue_names)
+@click.argument("name", metavar="GROUP", shell_complete=group_names)
+@url_option
+@json_option
+def resume(queue: str, name: str, url: str, as_json: bool) -> None:
+    """Let the group GROUP of QUEUE go on after a pause."""
+    _with(url, queue, lambda joined: joined.resume_group(name))
+    _tell_paused(queue, name, as_json, paused=False)
+
+
+def _tell_paused(queue: str, name: str, as_json: bool, *, paused: bool) -> None:
+    if as_json:
+        print_json([{"queue": queue, "group": name, "paused": paused}])
+    else:
+        click.echo(f"{name}: {'paused' if paused else 'resumed'}")

@@ -259,11 +259,13 @@ def _of_groups(queues: Iterable[QueueView]) -> Iterator[Metric]:
         yield metric
     rebalances = CounterMetricFamily("shardq_rebalances", "Plans that the coordinator made.", labels=["queue", "group"])
     members = GaugeMetricFamily("shardq_members", "Workers and coordinators in the group.", labels=["queue", "group"])
+    paused = GaugeMetricFamily("shardq_group_paused", "1 while the group is paused.", labels=["queue", "group"])
     for queue in queues:
         for group, state in queue.groups.items():
+            paused.add_metric([queue.queue, group], state.paused)
             rebalances.add_metric([queue.queue, group], state.rebalances)
             members.add_metric([queue.queue, group], len(state.members))
-    yield from (rebalances, members)
+    yield from (rebalances, members, paused)
 
 
 def _of_exporter(snapshot: Snapshot, now: float) -> Iterator[Metric]:

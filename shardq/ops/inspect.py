@@ -86,6 +86,7 @@ class GroupState:
     leader: str
     members: tuple[str, ...]
     rebalances: int
+    paused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,7 @@ async def read_queue(
             state = await control_state(client.pipes, queue.keys, group, timeout_s=timeout_s)
         except ShardqError:
             return  # its members stay unknown; what is in the queue is worth more than an error
-        states[group] = GroupState(state.leader, tuple(sorted(state.members)), state.rebalances)
+        states[group] = GroupState(state.leader, tuple(sorted(state.members)), state.rebalances, state.paused)
 
     async with anyio.create_task_group() as tasks:
         for shard in queue.shards:

@@ -1,4 +1,5 @@
-"""The consumer groups of one queue, over all its shards: open, list, reset, delete. Reads no message and owns no shard.
+"""The consumer groups of one queue, over all its shards: open, list, reset, pause, delete. Reads no message and owns
+no shard.
 
 Each shard is changed atomically by itself (scripts/group.lua); all of them together are not. So every operation looks
 at all shards first and refuses before it has changed anything, and each can be repeated: what was cut short is
@@ -17,7 +18,7 @@ from shardq.core.ids import MessageId, entry_key
 from shardq.errors import GroupInUse, UnknownGroup, UsageError
 from shardq.runtime.tasks import task_group
 from shardq.storage import groups as calls
-from shardq.storage.control import control_state
+from shardq.storage.control import control_call, control_state
 from shardq.storage.counters import GroupCounters, ShardCounters, inspect
 from shardq.storage.groups import Done, Start
 from shardq.storage.keys import Keys, ShardKeys
@@ -42,6 +43,7 @@ class GroupInfo:
     shards    shards that have the group: all of the queue's, unless opening or deleting it was cut short
     owned     shards whose lease is held, also by a worker that died and was not replaced yet
     workers   names of its members, which may hold some that died a moment ago
+    paused    its workers take no shards until it is resumed
     """
 
     name: str
@@ -51,6 +53,7 @@ class GroupInfo:
     shards: int
     owned: int
     workers: tuple[str, ...]
+    paused: bool = False
 
 
 class Groups:
@@ -92,6 +95,13 @@ class Groups:
         done = await self._on_each(self._shards, reset_one)
         self._refuse_rest(group, "reset", done)
         return sum(each.backlog for each in done.values())
+
+    async def pause(self, group: str, *, paused: bool) -> None:
+        """Pauses the group, or lets it go on; safe to repeat."""
+        if not await self._existing(group):
+            raise self._unknown(group)
+        bell = self._keys.control_bell(group)
+        await control_call(self._pipes, self._keys, group, "pause", ["1" if paused else "", bell], timeout_s=10.0)
 
     async def delete(self, group: str, *, force: bool) -> None:
         """Takes the group off every shard, and then its members, leader and plan."""
@@ -142,6 +152,7 @@ class Groups:
             len(parts),
             sum(group.held for _, group in parts),
             tuple(sorted(state.members)),
+            state.paused,
         )
 
     # -- refusing --------------------------------------------------------------------------------------------

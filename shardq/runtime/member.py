@@ -65,6 +65,7 @@ class Member:
         self.plan = Plan()
         self.plan_version = 0
         self.silent: frozenset[str] = frozenset()
+        self.paused = False
         self.leaving = not takes_shards
         self._pipes, self._keys, self._group, self._settings = pipes, keys, group, settings
         self._on_change = on_change
@@ -154,6 +155,7 @@ class Member:
         self._beats += 1
         if self._meters is not None:
             self._meters.beaten_monotonic_s = anyio.current_time()
+        self._take_pause(beat)
         self._take_plan(beat)
         self._take_members(beat.members, anyio.current_time())
         await self._take_leader(beat, sent)
@@ -171,6 +173,12 @@ class Member:
             if name == self.name and shard in self.plan.owners
         }
         return stood_by | self._claimed_from()
+
+    def _take_pause(self, beat: control.Beat) -> None:
+        if beat.paused != self.paused:
+            self.paused = beat.paused
+            _log.info("%s: the group is %s", self._label, "paused" if beat.paused else "resumed")
+            self._on_change()
 
     def _take_plan(self, beat: control.Beat) -> None:
         if beat.plan is None or beat.plan_version == self.plan_version:

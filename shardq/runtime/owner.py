@@ -100,7 +100,7 @@ class ShardOwner:
 
     def want(self, wanted: bool) -> None:
         """Whether the plan (or a silent owner's standby) gives this shard to this worker."""
-        if wanted != self.wanted:
+        if wanted != self.wanted and not self.leaving:  # once it leaves, another claim follows it, if any
             self.wanted = wanted
             self.ring()
 

@@ -190,6 +190,19 @@ class Queue:
         """
         return await self._groups.reset(check_name("group", group), to, force=force)
 
+    async def pause_group(self, group: str) -> None:
+        """Has the group's workers finish what they are at, give their shards back and take none until `resume_group`.
+
+        They stay members. What is sent meanwhile waits; retries and timeouts that come due wait too. A handler that
+        runs longer than the worker's `drain_limit` is cancelled, and its message handled again after the pause. Safe to
+        repeat. Raises UnknownGroup.
+        """
+        await self._groups.pause(group, paused=True)
+
+    async def resume_group(self, group: str) -> None:
+        """Ends a pause; the workers take their shards again within a second or two. Raises UnknownGroup."""
+        await self._groups.pause(group, paused=False)
+
     async def delete_group(self, group: str, *, force: bool = False) -> None:
         """Deletes a group with its position, retries, dead letters, leases and members. Messages stay for the others.
 

@@ -301,18 +301,23 @@ class _Running:
                     await self._release_rest()
                     await member.say_goodbye()
 
+    @property
+    def resting(self) -> bool:
+        """Whether it takes no shard now: it stops, or its group is paused."""
+        return self.stop.is_set() or self.member.paused
+
     def _replan(self) -> None:
         """The plan or the set of silent workers changed: start, keep or end a claim on each shard."""
         plan, me = self.member.plan, self.name
         for shard in self.queue.shards:
             owner = plan.owners.get(shard)
-            wanted = not self.stop.is_set() and (
+            wanted = not self.resting and (
                 owner == me or (plan.standby.get(shard) == me and owner in self.member.silent)
             )
             current = self.owners.get(shard)
             if current is not None:
-                if self.stop.is_set():
-                    current.leave(has_heir=owner not in (None, me))
+                if self.resting:
+                    current.leave(has_heir=not self.member.paused and owner not in (None, me))
                 else:
                     current.want(wanted)
             elif wanted:
@@ -356,7 +361,7 @@ class _Running:
 
     def _replan_if_wanted(self, shard: int) -> None:
         """The plan may have come back to this worker while the claim was ending."""
-        if not self.stop.is_set() and self.member.plan.owners.get(shard) == self.name and shard not in self.owners:
+        if not self.resting and self.member.plan.owners.get(shard) == self.name and shard not in self.owners:
             self._start_owner(shard)
 
     async def _guard_trust(self) -> None:

@@ -58,6 +58,7 @@ COMMANDS: dict[str, str] = {
     "resign": "hmget hset spublish",
     "plan": "hdel hget hmget hset spublish time",
     "leave": "hdel hget spublish",
+    "pause": "hdel hset spublish",
     "swap_schedule": "hdel hget hset time",
     "close_ticks": "hexists hget hset time",
     "open_ticks": "hexists hget hset",
@@ -99,8 +100,8 @@ ACCESS: dict[Role, Access] = {
     "coordinator": Access(_MEMBER, "hmget hget hgetall"),
     "exporter": Access("inspect build", "hmget hgetall smembers"),
     "operator": Access(
-        "declare settings open_shard tune open_group reset_group delete_group remove_shard inspect build replay purge "
-        "mark redact forget trim append append_each swap_schedule close_ticks open_ticks",
+        "declare settings open_shard tune open_group reset_group delete_group pause remove_shard inspect build replay "
+        "purge mark redact forget trim append append_each swap_schedule close_ticks open_ticks",
         "del exists function|load hget hgetall hmget hset sadd smembers srem time xrange xrevrange",
     ),
 }

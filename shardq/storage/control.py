@@ -41,6 +41,7 @@ class Beat:
     plan_version: int
     plan: bytes | None
     members: dict[str, Member]
+    paused: bool = False
 
 
 async def beat(
@@ -64,16 +65,17 @@ async def beat(
     with shape("beat"):
         if reply[0] == b"REPLACED":
             return None
-        _, now_term, leader, leader_beats, version, plan, flat = reply
+        _, now_term, leader, leader_beats, version, plan, flat, *rest = reply  # an older build says no more than that
         found = {name.decode(): Member.parse(value) for name, value in zip(flat[::2], flat[1::2], strict=True)}
         members = {name: member for name, member in found.items() if member is not None}
-        return Beat(int(now_term), leader.decode(), int(leader_beats), int(version), plan or None, members)
+        paused = bool(rest and bytes(rest[0]) == b"1")
+        return Beat(int(now_term), leader.decode(), int(leader_beats), int(version), plan or None, members, paused)
 
 
 async def control_call(
     pipes: Pipes, keys: Keys, group: str, function: str, args: Sequence[str | bytes | int], *, timeout_s: float
 ) -> tuple[str, int]:
-    """lead, resign, plan or leave: the status word and, where there is one, the term or version behind it."""
+    """lead, resign, plan, leave or pause: the status word and, where there is one, the term or version behind it."""
     reply = await pipes.call(keys.control_slot, function, [keys.control(group)], args, timeout_s=timeout_s)
     with shape(function):
         return reply[0].decode(), int(reply[1]) if len(reply) > 1 else 0
@@ -88,6 +90,7 @@ class ControlState:
     plan_version: int
     rebalances: int
     members: dict[str, Member]
+    paused: bool = False
 
 
 async def control_state(pipes: Pipes, keys: Keys, group: str, *, timeout_s: float = 5.0) -> ControlState:
@@ -99,4 +102,4 @@ async def control_state(pipes: Pipes, keys: Keys, group: str, *, timeout_s: floa
         term, version, rebalances = (int(fields.get(name, 0)) for name in ("term", "plan_version", "rebalances"))
         found = {name[2:]: Member.parse(value) for name, value in fields.items() if name.startswith("m:")}
         members = {name: member for name, member in found.items() if member is not None}
-        return ControlState(fields.get("leader", b"").decode(), term, version, rebalances, members)
+        return ControlState(fields.get("leader", b"").decode(), term, version, rebalances, members, "paused" in fields)

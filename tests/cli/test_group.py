@@ -87,6 +87,7 @@ def test_create_list_reset_and_delete(group: Group, queue_name: str) -> None:
         "queue": queue_name,
         "name": "a",
         "backlog": 10,
+        "paused": False,
         "waiting": 0,
         "dead": 0,
         "shards": 2,
@@ -187,3 +188,14 @@ def test_a_group_in_use_needs_force(group: Group, url: str, queue_name: str, tmp
 def test_help_shows_an_example(command: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["group", command, "--help"]) == 0
     assert f"Example: shardq group {command}" in capfd.readouterr().out
+
+
+def test_a_group_is_paused_and_resumed(group: Group) -> None:
+    group("create", "g")
+    assert group("pause", "g") == "g: paused\n"
+    assert "g (paused)" in group("list")
+    assert json.loads(group("list", "--json"))["paused"] is True
+    assert json.loads(group("pause", "g", "--json"))["paused"] is True
+    assert group("resume", "g") == "g: resumed\n"
+    assert "paused" not in group("list")
+    assert "has no group 'h'" in group("pause", "h", status=1)

@@ -218,6 +218,27 @@ def test_bad_writes(console: Console, cluster_url: str, queue_name: str, body: A
     assert answer.body["error"]
 
 
+def test_a_group_is_paused_and_resumed(console: Console, cluster_url: str, queue_name: str) -> None:
+    declare(cluster_url, queue_name, 2)
+    where = {"queue": queue_name, "group": GROUP}
+    for verb, paused in (("pause", True), ("pause", True), ("resume", False)):
+        assert console.write(f"api/group/{verb}", where).body == {"paused": paused}
+        assert is_paused(cluster_url, queue_name) is paused
+    assert console.write("api/group/pause", {**where, "group": "nobody"}).status == 404
+    for body in ({}, {**where, "more": 1}, {"queue": queue_name, "group": 3}):
+        assert console.write("api/group/pause", body).status == 400
+    assert console.ask("api/group/pause", **where).status == 405
+
+
+def is_paused(url: str, name: str) -> bool:
+    async def look() -> bool:
+        async with shardq.connect(url) as client:
+            (info,) = await (await client.queue(name)).groups()
+            return info.paused
+
+    return anyio.run(look)
+
+
 def test_what_is_not_the_page_writes_nothing(console: Console, cluster_url: str, queue_name: str) -> None:
     with_letters(cluster_url, queue_name, 1)
     body = {"queue": queue_name, "group": GROUP, "all": True}

@@ -193,6 +193,14 @@ def test_workers_and_their_leases(page: Page, console: Console, queue: str, clus
         page.click("#tab-workers")
         page.until("document.querySelector('#workers tbody').innerText.includes('0-11')")
         assert [page.text(f"#workers tbody tr > :nth-child({n})") for n in (1, 2, 3)] == ["bill-7", "leads", "12"]
+        page.click("#pause")
+        page.until("document.querySelector('#ask').open")
+        page.click("#ask-yes")
+        page.until("document.querySelector('#pause-note').textContent.startsWith('Paused')")
+        page.until("document.querySelector('#workers').innerText.includes('nobody holds: 0-11')")
+        page.click("#pause")
+        page.until("document.querySelector('#pause-note').textContent === ''", "it to be resumed without a question")
+        page.until("document.querySelector('#workers tbody').innerText.includes('0-11')")
         assert worker.stop() == 0
     page.until("document.querySelector('#workers').innerText.includes('nobody holds')")
 

@@ -187,6 +187,8 @@ def _calls(token: str, entries: Sequence[str]) -> list[FunctionCall]:
         FunctionCall("resign", ["control"], ["n", "1", BELL]),
         FunctionCall("plan", ["control"], ["n", "1", b"\x92", BELL, "w", "n:1:active"]),
         FunctionCall("leave", ["control"], ["w", "n", BELL]),
+        FunctionCall("pause", ["control"], ["1", BELL]),
+        FunctionCall("pause", ["control"], ["", BELL]),
         FunctionCall("swap_schedule", ["schedules"], ["nightly", b"\x80", b"\x81"]),
         FunctionCall("close_ticks", ["meta"], ["cron/nightly", "120"]),
         FunctionCall("open_ticks", ["meta"], ["cron/nightly", "120"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections import defaultdict
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from shardq.storage import calls, control, groups
 from shardq.storage.cluster import pack_command
 from shardq.storage.groups import Start
 from shardq.storage.nodes import node_command
-from tests.runtime.harness import GROUP, Traffic, check_equation, owners, until, workers
+from tests.runtime.harness import GROUP, Traffic, check_equation, drained, owners, running, until, workers
 from tests.runtime.judge import judge, read_journal
 
 # Workers are what is tested here; two kinds of server are enough for that.
@@ -208,6 +209,89 @@ async def test_a_forced_reset_under_running_workers_has_everything_behind_it_han
             assert {name: after[name] for name in ("retried", "dead")} == {"retried": 0, "dead": 0}
             # What a reset gave up was delivered but never acknowledged: delivered - given up = acknowledged.
             assert after["delivered"] >= after["acked"]
+
+
+async def test_a_paused_group_rests_and_goes_on_where_it_was(
+    cluster: LocalCluster, queue_name: str, tmp_path: Path
+) -> None:
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=6)
+        with pytest.raises(UnknownGroup):
+            await queue.pause_group(GROUP)
+        await queue.open_group(GROUP)
+        traffic = Traffic()
+
+        async def all_owned() -> bool:
+            return len(await owners(queue)) == 6
+
+        async def rests() -> bool:
+            return not await owners(queue)
+
+        def journal_has(count: int) -> bool:
+            return len(read_journal(tmp_path)) > count
+
+        def traffic_has(count: int) -> bool:
+            return traffic.total > count
+
+        with workers(cluster.url, queue_name, tmp_path, handler_s=0.002) as start:
+            started = [start(), start()]
+            async with queue.producer() as producer, anyio.create_task_group() as tasks:
+                tasks.start_soon(traffic.keep_sending, producer, 0.02)
+                for times in range(1, 4):
+                    await until(partial(journal_has, 600 * times), 40, "traffic")
+                    await queue.pause_group(GROUP)
+                    await queue.pause_group(GROUP)
+                    await until(rests, 20, "every lease to be given back")
+                    (info,) = await queue.groups()
+                    assert (info.paused, info.owned) == (True, 0)
+                    handled, stored = len(read_journal(tmp_path)), traffic.total
+                    started.append(start())  # takes nothing either
+                    await until(partial(started[-1].says, "paused"), 20, "the new worker to know")
+                    await until(partial(traffic_has, stored + 100), 20, "more messages")
+                    assert await rests()
+                    assert len(read_journal(tmp_path)) == handled
+                    await queue.resume_group(GROUP)
+                    await until(all_owned, 20, "the shards to be taken again")
+                traffic.stopped = True
+            await until(lambda: drained(queue), 40, "an empty backlog")
+        verdict = judge(traffic.sent, read_journal(tmp_path))
+        assert (verdict.lost, verdict.repeated, verdict.disorder, verdict.overlaps) == (set(), set(), [], [])
+        (info,) = await queue.groups()
+        assert not info.paused
+
+
+async def test_a_group_that_is_resumed_while_its_workers_still_leave(cluster: LocalCluster, queue_name: str) -> None:
+    """The handler that runs keeps the lease; the pause is over before it ends."""
+    worker = shardq.Worker(queue_name, group=GROUP, lease=2.0)
+    began, go, seen = anyio.Event(), anyio.Event(), list[int]()
+
+    @worker.handler
+    async def handle(message: shardq.Message) -> None:
+        began.set()
+        await go.wait()
+        seen.append(message.value)
+
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=1)
+        await queue.open_group(GROUP)
+        async with running(client, worker), queue.producer() as producer:
+            await producer.send(1, key="k")
+            await began.wait()
+            await queue.pause_group(GROUP)
+            await queue.resume_group(GROUP)
+            await producer.send(2, key="k")
+            go.set()
+            await until(lambda: drained(queue), 30, "an empty backlog")
+            await queue.pause_group(GROUP)
+            await producer.send(3, key="k")
+
+            async def rests() -> bool:
+                return not await owners(queue)
+
+            await until(rests, 30, "the lease to be given back")
+            await queue.resume_group(GROUP)
+            await until(lambda: drained(queue), 30, "an empty backlog")
+    assert seen == [1, 2, 3]
 
 
 async def test_killed_workers_need_force_and_the_next_one_begins_at_once(

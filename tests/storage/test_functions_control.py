@@ -161,7 +161,14 @@ async def test_who_leaves_is_gone_but_not_its_successor(shard: Rig) -> None:
     assert list((await seen(shard, "b", 3)).members) == ["worker-b"]
 
 
-@pytest.mark.parametrize("function", ["beat", "lead", "resign", "plan", "leave"])
+async def test_a_pause_is_seen_by_every_heartbeat_until_it_ends(shard: Rig) -> None:
+    assert not (await seen(shard, "a", 1)).paused
+    for paused in ("1", "1", "", "", "1"):
+        assert await command(shard, "pause", paused, shard.keys.control_bell("g")) == ("OK", 0)
+        assert (await seen(shard, "a", 2)).paused == bool(paused)
+
+
+@pytest.mark.parametrize("function", ["beat", "lead", "resign", "plan", "leave", "pause"])
 async def test_misuse_is_refused(shard: Rig, function: str) -> None:
     with pytest.raises(StoreRefused, match="report it"):
         await command(shard, function, "x")

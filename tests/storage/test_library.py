@@ -24,7 +24,7 @@ PASSWORD = "let-me-in"
 DIGEST_OF_BUILD = {
     1: "db15a4971e47bdc13457f3d7c73a7e7eafdbbdec5f0a8c200ece6fac9d33da1e",
     2: "0f444019d5dbf6a04e11e112f102677928ee26d2941b62c54001cefeb6bffc2c",
-    3: "b939b3d00727b785f2fec0f655bdeef0ec1cb45cae83b590760bed0c31fd8508",
+    3: "427d6d87d494227ae32ae3be7a4f348b77b3ec113b512bdd01e242a9ae452c1b",
 }
 SCRIPTS = {path.name: path.read_text(encoding="utf-8") for path in Path(str(files("shardq.storage"))).glob("**/*.lua")}
 REGISTRATION = re.compile(r"redis\.register_function[({].*?shardq_1_(\w+)'")
@@ -100,6 +100,7 @@ async def test_a_full_server_takes_no_appends_but_drains(own_cluster: LocalClust
         by_flag["".join(own)].add(name.removeprefix(f"{LIBRARY}_"))
     assert {"append", "append_each", "promote", "replay", "declare", "open_shard", "open_group"} <= by_flag[""]
     workers = {"step", "acquire", "release", "offer", "ready", "transfer", "beat", "lead", "resign", "plan", "leave"}
+    workers.add("pause")
     assert workers | {"tidy", "purge"} <= by_flag["allow-oom"]
     assert {"inspect", "build"} <= by_flag["no-writes"]
 

@@ -1,5 +1,5 @@
 """The console's API and page, as a Starlette application. Every request has passed guard.py; writes are only those of
-`/api/dead/`, which do what `shardq dead` does.
+`/api/dead/` and `/api/group/`, which do what `shardq dead` and `shardq group` do.
 
     GET  /api/about                                what this console is: version, whether it writes
     GET  /api/queues                               names of all queues
@@ -8,6 +8,7 @@
     GET  /api/dead/one?queue=&group=&id=           one of them, whole
     GET  /api/messages?queue=&key=&shard=&n=&from=oldest|newest
     POST /api/dead/replay, /api/dead/purge         {queue, group, ids: [...]} or {queue, group, all: true, error, key}
+    POST /api/group/pause, /api/group/resume       {queue, group}
     POST /api/token                                whether the token is right
 
 A bad request is answered with a status and {"error": what to do}; nothing is retried here.
@@ -19,7 +20,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import msgspec
@@ -55,6 +56,16 @@ class Write(msgspec.Struct, forbid_unknown_fields=True):
     key: str | None = None
 
 
+class Chosen(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a pause or its end."""
+
+    queue: str
+    group: str
+
+
+Body = TypeVar("Body", Write, Chosen)
+
+
 class Api:
     """The routes' handlers."""
 
@@ -75,6 +86,8 @@ class Api:
             Route("/api/messages", self.messages),
             Route("/api/dead/replay", self.replay, methods=["POST"]),
             Route("/api/dead/purge", self.purge, methods=["POST"]),
+            Route("/api/group/pause", self.pause, methods=["POST"]),
+            Route("/api/group/resume", self.resume, methods=["POST"]),
             Route("/api/token", self.token, methods=["POST"]),
         ]
 
@@ -164,11 +177,18 @@ class Api:
         letters, chosen = await self._write(request)
         return answer({"count": await letters.purge(**chosen)})
 
+    async def pause(self, request: Request) -> Response:
+        body = await _decoded(request, Chosen)
+        await (await self._hub.client.queue(body.queue)).pause_group(body.group)
+        return answer({"paused": True})
+
+    async def resume(self, request: Request) -> Response:
+        body = await _decoded(request, Chosen)
+        await (await self._hub.client.queue(body.queue)).resume_group(body.group)
+        return answer({"paused": False})
+
     async def _write(self, request: Request) -> tuple[DeadLetters, dict[str, Any]]:
-        try:
-            body = msgspec.json.decode(await _body(request), type=Write)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise HTTPException(400, f"the body is not as it should be: {error}") from error
+        body = await _decoded(request, Write)
         if body.all == bool(body.ids) or (body.ids and (body.error or body.key)):
             raise HTTPException(400, "say which: ids, or all with filters")
         if len(body.ids) > MAX_IDS:
@@ -218,6 +238,13 @@ async def _first(letters: DeadLetters, key: str | None, error: str) -> AsyncIter
             left -= 1
             if not left:
                 return
+
+
+async def _decoded(request: Request, kind: type[Body]) -> Body:
+    try:
+        return msgspec.json.decode(await _body(request), type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise HTTPException(400, f"the body is not as it should be: {error}") from error
 
 
 async def _body(request: Request) -> bytes:

@@ -84,6 +84,7 @@ class Reading:
             "groups": self.groups,
             "members": state.members if state is not None else [],
             "leader": state.leader if state is not None else "",
+            "paused": state is not None and state.paused,
             "rebalances": state.rebalances if state is not None else 0,
             "slots": self.slots,
             "shards": len(self.view.shards) if self.view is not None else 0,

@@ -88,6 +88,9 @@ class QueueFacts:
         before, after = self.members.get(group, ({}, {}))
         return {name: member for name, member in after.items() if _moved(before.get(name), member)}
 
+    def paused_groups(self) -> set[str]:
+        return {name for name, state in self.after.groups.items() if state.paused}
+
     def workers(self, group: str) -> list[str]:
         """Of the members that are alive, those that take shards."""
         return sorted(name for name, member in self.alive(group).items() if not member.leaving)

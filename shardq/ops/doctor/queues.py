@@ -48,7 +48,12 @@ def unowned(queue: QueueFacts, _limits: Limits) -> Iterator[Finding]:
         free = [number for number, view in views.items() if not view.held and _same(queue, number, group)]
         pending = [number for number in free if views[number].pel_entries]
         backlog = sum(view.backlog for view in views.values())
-        if group in queue.members and not queue.workers(group) and backlog:
+        if group in queue.paused_groups():
+            do = f"shardq group resume {queue.name} {group}, once it may go on"
+            yield Finding(
+                "advice", "group.paused", _group(queue, group), f"is paused; unfinished messages: {backlog}", do
+            )
+        elif group in queue.members and not queue.workers(group) and backlog:
             what = f"unfinished messages: {backlog}, and no worker is there"
             yield Finding(
                 "warning", "group.no_workers", _group(queue, group), what, "start one: shardq work MODULE:WORKER"

@@ -1,6 +1,6 @@
--- control: the members, the leader and the plan of one group. beat, lead, resign, plan, leave.
+-- control: the members, the leader and the plan of one group. beat, lead, resign, plan, leave, pause.
 -- One hash per group, on the queue's own slot:
---   m:<worker>  'nonce:beats:state'     leader, leader_nonce, term, leader_beats     plan_version, plan
+--   m:<worker>  'nonce:beats:state'     leader, leader_nonce, term, leader_beats     plan_version, plan     paused
 -- Invariants: one leader per term; the term rises at every election; only the current term's leader writes a plan, and
 -- the plan's version rises with every one. Death is told by counters that stand still on the observer's own clock,
 -- never by a wall clock. allow-oom on all.
@@ -9,7 +9,8 @@
 -- KEYS   1 control hash
 -- ARGV   1 worker   2 nonce   3 beats so far (1 at the start of an incarnation)   4 state: active | leaving
 --        5 term it leads, or '0'   6 plan version it knows   then '*' or names of the members it wants to see
--- reply  {'OK', term, leader's nonce, leader's beats, plan version, plan or '' when known, members as name, value, ...}
+-- reply  {'OK', term, leader's nonce, leader's beats, plan version, plan or '' when known, members as name, value, ...,
+--         '1' while the group is paused, else ''}
 --        {'REPLACED'}   another incarnation goes under this worker's name
 local function beat(keys, args)
   if #keys ~= 1 or #args < 6 then return misuse('beat takes 1 key and at least 6 arguments') end
@@ -17,7 +18,7 @@ local function beat(keys, args)
   local stored = redis.call('HGET', key, field)
   if stored and args[3] ~= '1' and string.sub(stored, 1, #args[2] + 1) ~= args[2] .. ':' then return {'REPLACED'} end
   redis.call('HSET', key, field, args[2] .. ':' .. args[3] .. ':' .. args[4])
-  local state = redis.call('HMGET', key, 'term', 'leader_nonce', 'leader_beats', 'plan_version')
+  local state = redis.call('HMGET', key, 'term', 'leader_nonce', 'leader_beats', 'plan_version', 'paused')
   if args[5] ~= '0' and state[1] == args[5] and state[2] == args[2] then
     state[3] = decimal((natural(state[3]) or 0) + 1)
     redis.call('HSET', key, 'leader_beats', state[3])
@@ -39,7 +40,7 @@ local function beat(keys, args)
       members[#members + 1] = redis.call('HGET', key, 'm:' .. args[index]) or ''
     end
   end
-  return {'OK', state[1] or '0', state[2] or '', state[3] or '0', state[4] or '0', plan, members}
+  return {'OK', state[1] or '0', state[2] or '', state[3] or '0', state[4] or '0', plan, members, state[5] or ''}
 end
 
 -- lead: become the leader when there is none, or when the one there stood still for a whole leader lease.
@@ -102,8 +103,23 @@ local function leave(keys, args)
   return {'OK'}
 end
 
+-- pause: workers give their leases back once what they are at is done, and take none until the group is resumed. The
+-- flag lives and dies with the group's control hash.
+-- KEYS   1 control hash      ARGV   1 '1' to pause, '' to resume   2 control channel      reply  {'OK'}
+local function pause(keys, args)
+  if #keys ~= 1 or #args ~= 2 then return misuse('pause takes 1 key and 2 arguments') end
+  if args[1] == '1' then
+    redis.call('HSET', keys[1], 'paused', '1')
+  else
+    redis.call('HDEL', keys[1], 'paused')
+  end
+  redis.call('SPUBLISH', args[2], 'pause')
+  return {'OK'}
+end
+
 redis.register_function{function_name='shardq_1_beat', callback=beat, flags={'allow-oom'}}
 redis.register_function{function_name='shardq_1_lead', callback=lead, flags={'allow-oom'}}
 redis.register_function{function_name='shardq_1_resign', callback=resign, flags={'allow-oom'}}
 redis.register_function{function_name='shardq_1_plan', callback=plan, flags={'allow-oom'}}
 redis.register_function{function_name='shardq_1_leave', callback=leave, flags={'allow-oom'}}
+redis.register_function{function_name='shardq_1_pause', callback=pause, flags={'allow-oom'}}

@@ -21,7 +21,7 @@ export function setToken(token) {
 /** Why writing is not possible right now, "" when it is. */
 export function whyNot() {
   if (!access.write) return "Read-only: the console was started without --write.";
-  return access.token ? "" : "To replay or purge, enter the token that this console was started with (top right).";
+  return access.token ? "" : "To replay, purge or pause, enter the token that this console was started with (top right).";
 }
 
 async function answer(response) {

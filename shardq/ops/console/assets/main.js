@@ -8,7 +8,7 @@ import { ShardMap } from "./map.js";
 import { Messages } from "./messages.js";
 import { recolour, spark } from "./spark.js";
 import { Store } from "./store.js";
-import { ShardTable, showWorkers } from "./tables.js";
+import { ShardTable, pressPause, showWorkers } from "./tables.js";
 
 const TABS = ["shards", "workers", "dead", "messages"];
 const HIDDEN_S = 20;  // a tab that nobody sees for so long reads nothing
@@ -216,7 +216,7 @@ function showAccess() {
 }
 
 async function pressAccess() {
-  if (!access.write) return say("Read-only: start the console with --write to replay and purge.");
+  if (!access.write) return say("Read-only: start the console with --write to replay, purge and pause.");
   if (access.token) {
     setToken(null);
     say("The token is forgotten in this tab.");
@@ -241,6 +241,8 @@ function wire() {
   $("queue").addEventListener("change", (event) => { watch(event.target.value, ""); queues(); remember(); });
   $("group").addEventListener("change", (event) => { watch(store.queue, event.target.value); remember(); });
   $("mode").addEventListener("click", pressAccess);
+  $("pause").addEventListener("click", () => pressPause(store));
+  document.addEventListener("access", () => { if (store?.rows.size) showWorkers(store); });
   document.addEventListener("access", showAccess);
   const themed = () => {
     $("theme").textContent = document.documentElement.dataset.theme === "dark" ? "Light" : "Dark";

@@ -1,6 +1,7 @@
 // The shards and the workers as tables: the same figures as the map, for screen readers and for who likes rows.
 
-import { $, count, h, rate, setText, span } from "./dom.js";
+import { post, whyNot } from "./api.js";
+import { $, ask, count, h, rate, say, setText, span } from "./dom.js";
 
 const SHARDS = [
   ["Shard", "shard", String], ["Slot", "slot", String], ["Node", "node", (v) => v || "none"], ["Backlog", "backlog", count], ["Pending", "pel", count],
@@ -84,7 +85,29 @@ function workerRow(store, name, rows) {
     h("td", { class: "nowrap", text: !rows.length ? "-" : still ? `${still} s ago` : "in time" }));
 }
 
+function showPause({ paused }) {
+  setText($("pause"), paused ? "Resume the group" : "Pause the group");
+  $("pause").classList.toggle("primary", paused);
+  $("pause").setAttribute("aria-disabled", `${Boolean(whyNot())}`);
+  setText($("pause-note"), paused ? "Paused: workers hold no shard, messages wait." : "");
+}
+
+/** Asks before it stops anybody; a pause is over at once. */
+export async function pressPause({ queue, group, about }) {
+  if (whyNot()) return say(whyNot());
+  const verb = about.paused ? "resume" : "pause";
+  const text = `Queue ${queue}, group ${group}: its workers finish what they are at, give their shards back and take none until it is resumed. Nothing is lost.`;
+  if (verb === "pause" && !(await ask({ title: "Pause the group?", text, yes: "Pause", danger: true }))) return;
+  try {
+    await post(`group/${verb}`, { queue, group });
+    say(verb === "pause" ? "Paused. Its workers give their shards back." : "Resumed. Its workers take their shards again.");
+  } catch (error) {
+    say(`Not done: ${error.message}`);
+  }
+}
+
 export function showWorkers(store) {
+  showPause(store.about);
   const found = store.workers();
   const free = [...store.rows.values()].filter((row) => store.get(row, "lease") === "free").map((row) => row[0]);
   const numbers = new Set(["Shards", "Backlog", "Pending", "Handled/s", "Oldest"]);
