@@ -105,7 +105,8 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(needs_network: N
     )
     with open_network() as own:
         own.add_host()
-        kept = {name for name in names() if name.startswith(f"sq{os.getpid()}n")}
+        kept = {own.machine.device, *(host.namespace for host in own.hosts)}
+        assert kept <= set(names())
         died = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
         assert died.returncode == -signal.SIGKILL
         assert _dead_names()
