@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -24,6 +26,7 @@ import shardq
 
 ROOT = Path(__file__).parents[1]
 GROUP = "example"
+ENDS_WITHIN_S = 45.0
 LEASE_S = 1.0  # a killed worker's shards rest about so long: short, as an example should be
 
 
@@ -31,7 +34,7 @@ class Processes:
     """Processes of one kind, each as `python ARGUMENTS`. What they write to stderr is shown when the example fails."""
 
     def __init__(self, arguments: list[str], environment: dict[str, str]) -> None:
-        self._command = [sys.executable, *arguments]
+        self._command = [sys.executable, "-X", "faulthandler", *arguments]
         self._environment = os.environ | environment
         self._running: list[subprocess.Popen[bytes]] = []
         self._errors = TemporaryFile()  # noqa: SIM115 # closed by `stop`
@@ -60,8 +63,14 @@ class Processes:
         """SIGTERM: they finish what they are doing."""
         for process in self._running:
             process.terminate()
+        deadline = time.monotonic() + ENDS_WITHIN_S
         for process in self._running:
-            process.wait()
+            try:
+                process.wait(deadline - time.monotonic())
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGABRT)  # it says where it is
+                process.wait()
+                raise SystemExit(f"FAILED: a process did not end when it was told to: {self.said()}") from None
         self._errors.close()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 import sys
 from contextlib import nullcontext
 from itertools import islice
@@ -16,7 +15,7 @@ from shardq.cli.options import log_level_option, url_option
 from shardq.cli.output import quiet_when_unread
 from shardq.cli.progress import waiting
 from shardq.ops.archive import ROTATE_BYTES, Archive, read_lines
-from shardq.ops.processes import run_async, until_stopped
+from shardq.ops.processes import end_when_told, run_async, until_stopped
 from shardq.ops.work import INTERRUPTED, log_to_stderr
 from shardq.runtime.client import connect
 
@@ -83,8 +82,7 @@ def archive(
     if to is None:
         raise click.UsageError("name the folder to write to: shardq archive QUEUE --to DIR")
     rotate_bytes, rotate_s = _limits(rotate)
-    # Until it listens to it: a SIGTERM means that there is nothing to finish.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    end_when_told()
     worker = Archive(queue, to, group=group, rotate_bytes=rotate_bytes, rotate_s=rotate_s, lease=lease, name=name)
     log_to_stderr(log_level)
     context.exit(run_async(lambda: _run(worker, url)))

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-
 import anyio
 import click
 
 from shardq.cli.complete import group_names, queue_names
 from shardq.cli.options import log_level_option, metrics_options, url_option
-from shardq.ops.processes import Listen, run_async, until_stopped
+from shardq.ops.processes import Listen, end_when_told, run_async, until_stopped
 from shardq.ops.work import log_to_stderr, serving_client
 from shardq.runtime.settings import WorkerSettings
 from shardq.runtime.standalone import coordinate
@@ -35,7 +32,7 @@ def coordinator(
     Workers do this among themselves; run one or two of these to keep it out of busy or short-lived workers. One leads,
     and sends the schedules of QUEUE too; the others stand by. SIGTERM or Ctrl-C hands the leadership over at once.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until it is listened to: there is nothing to finish
+    end_when_told()
     log_to_stderr(log_level)
     listen = Listen(metrics_host, metrics_port) if metrics_port is not None else None
     settings = WorkerSettings(lease_s=lease, leader_lease_s=min(3.0, 0.6 * lease))

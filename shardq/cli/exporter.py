@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-
 import click
 
 from shardq.cli.options import log_level_option, url_option
 from shardq.ops.exporter import serve_metrics
-from shardq.ops.processes import run_async, until_stopped
+from shardq.ops.processes import end_when_told, run_async, until_stopped
 from shardq.ops.work import log_to_stderr
 from shardq.runtime.client import connect
 
@@ -24,7 +21,7 @@ def exporter(port: int, host: str, url: str, log_level: str) -> None:
 
     Prints the URL when it listens. It keeps no count of its own: run as many as you like, restart them at will.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until it is listened to: there is nothing to finish
+    end_when_told()
     log_to_stderr(log_level)
 
     async def work() -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-
 import click
 
 from shardq.cli.options import log_level_option, metrics_options, url_option
 from shardq.errors import UsageError
-from shardq.ops.processes import Listen, run_async
+from shardq.ops.processes import Listen, end_when_told, run_async
 from shardq.ops.work import USAGE, load_worker, log_to_stderr, run_worker, supervise
 
 
@@ -39,8 +36,7 @@ def work(
     the shards over and ends with status 0; a second one cancels what is still being handled (status 130). With
     --processes a process that dies is started again.
     """
-    # Until the worker listens to it: a SIGTERM means that there is nothing to finish.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    end_when_told()
     log_to_stderr(log_level)
     try:
         worker = load_worker(target)

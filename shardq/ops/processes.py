@@ -52,6 +52,16 @@ def die_with_parent(parent_pid: int) -> None:
             os._exit(1)
 
 
+def end_when_told() -> None:
+    """For the start of a command that runs until it is stopped: before it listens (`until_stopped`) a SIGTERM finds
+    nothing to finish, and ends the process with status 0.
+
+    It ends in the handler itself. An exception raised there may come up where Python can only ignore it (a callback of
+    an import, a destructor), and then the process would run on although it was told to end.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
+
 def run_async(main: Callable[[], Awaitable[Result]]) -> Result:
     """Runs `main` in an event loop. A ShardqError that comes out of task groups is raised as itself: a person is told
     what went wrong, not how many tasks heard of it."""
