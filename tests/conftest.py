@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -109,6 +110,16 @@ def cluster(shared_clusters: Callable[[Path, int], LocalCluster], server_binary:
 def cluster_with_replicas(shared_clusters: Callable[[Path, int], LocalCluster], server_binary: Path) -> LocalCluster:
     """Three masters with one replica each, shared by all tests of this server kind."""
     return shared_clusters(server_binary, 1)
+
+
+@pytest.fixture(autouse=True)
+def signals_as_they_were() -> Iterator[None]:
+    """A command that a test calls in this process ends with its stop signals ignored, for a process that ends with it.
+    Here all processes that later tests start would ignore them too."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
