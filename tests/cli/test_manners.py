@@ -22,7 +22,7 @@ from tests.cli.screen import terminal
 from tests.cli.support import until
 
 # What prints no data of its own: it runs until it is stopped, prints one URL, or what is JSON or a script already.
-WITHOUT_JSON = {"up", "work", "coordinator", "exporter", "archive", "completion"}
+WITHOUT_JSON = {"up", "work", "coordinator", "exporter", "archive", "completion", "console"}
 QUESTION = {"delete": ["q", "0/1-0/0"], "queue delete": ["q"], "dead purge": ["q", "0/1-0", "--group", "g"]}
 
 
@@ -48,6 +48,8 @@ GIVEN = {
     "queue delete": ["q", "--yes"],
     "queue list": [],
     "group create": ["q", "g"],
+    "group pause": ["q", "g"],
+    "group resume": ["q", "g"],
     "group reset": ["q", "g", "--to", "earliest"],
     "group delete": ["q", "g"],
     "dead list": ["q", "--group", "g"],
@@ -63,11 +65,12 @@ GIVEN = {
     "doctor": [],
     "install": [],
     "exporter": ["--port", "0"],
+    "console": ["--port", "0"],
     "bench produce": [],
     "bench consume": [],
 }
 # These take signals or stdin over, so they get a process of their own; the others share this one, which is quicker.
-ALONE = {"archive", "coordinator", "exporter", "tail", "top", "produce", "bench produce", "bench consume"}
+ALONE = {"archive", "console", "coordinator", "exporter", "tail", "top", "produce", "bench produce", "bench consume"}
 NO_CLUSTER = {"demo", "up", "acl", "completion", "work"}
 
 
