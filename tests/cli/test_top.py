@@ -27,6 +27,13 @@ SHARDS = 40
 
 
 @pytest.fixture(scope="module")
+def cluster(server_binary: Path) -> Iterator[LocalCluster]:
+    """Of its own: other tests' queues would fill the screen."""
+    with LocalCluster(3, 0, None, server_binary) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
 def queue(cluster: LocalCluster) -> str:
     """40 shards; the group `slow` has all 400 messages to do, and `done` has none."""
     name = "top-screen"

@@ -25,7 +25,8 @@ from shardq.storage.trouble import Trouble
 from tests.runtime.harness import until
 from tests.runtime.listening import DEADLINE_S, HOST, by_node, read, read_gaps, read_until, subscribers
 
-pytestmark = pytest.mark.anyio
+# The oldest and the newest: between them Pub/Sub has not changed.
+pytestmark = [pytest.mark.anyio, pytest.mark.server_kinds("redis7", "valkey9")]
 NAMES = CastNames("shardq")
 
 

@@ -36,8 +36,8 @@ from tests.runtime.crowd import (
 )
 from tests.runtime.harness import GROUP, ROOT, WorkerProcess, check_equation, drained, owners, running, until, workers
 
-# Workers are what fails here; two kinds of server are enough for that.
-pytestmark = [pytest.mark.anyio, pytest.mark.server_kinds("redis7", "valkey9")]
+# Workers are what fails here; tests/faults does it to the other kinds.
+pytestmark = [pytest.mark.anyio, pytest.mark.server_kinds("redis7")]
 
 SHARDS = 6
 KEYS = 24

@@ -16,8 +16,8 @@ from shardq.ops.local_cluster import LocalCluster
 from tests.runtime.harness import GROUP, Traffic, WorkerProcess, check_equation, drained, owners, until, workers
 from tests.runtime.judge import Pauses, Verdict, judge, read_journal
 
-# Workers are what is tested here; two kinds of server are enough for that.
-pytestmark = [pytest.mark.anyio, pytest.mark.server_kinds("redis7", "valkey9")]
+# Workers are what is tested here; tests/faults does it on every kind of server.
+pytestmark = [pytest.mark.anyio, pytest.mark.server_kinds("valkey9")]
 
 SHARDS = 12
 LEASE_S = 3.0
