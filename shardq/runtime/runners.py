@@ -181,11 +181,17 @@ class MessageRunners(Runners):
                 await self.rest()
                 yielded_s = monotonic()
                 continue
+            now_s = monotonic()
+            if now_s - yielded_s > YIELD_AFTER_S:
+                # Handlers that never wait must not starve renewals. Not between the look at the lease and the handler's
+                # start: a process that is stopped just there would start it when it wakes, its lease long taken.
+                yielded_s = now_s
+                await anyio.lowlevel.checkpoint()
+                continue
             message = ready.popleft()
             shard = cast("OwnedShard", message.batch.owner)
             if shard.lost or shard.draining:
                 continue
-            now_s = monotonic()
             if now_s >= shard.trusted_until_monotonic_s:
                 shard.suspended.append(message)
                 continue
@@ -195,10 +201,6 @@ class MessageRunners(Runners):
             runner.shard = shard
             shard.running += 1
             try:
-                if now_s - yielded_s > YIELD_AFTER_S:
-                    # Handlers that never wait must not starve renewals.
-                    yielded_s = now_s
-                    await anyio.lowlevel.checkpoint()
                 headers = message.headers
                 if headers is not None:
                     shard.tell_job(message, jobs.RUNNING)
@@ -299,6 +301,9 @@ class BatchRunners(Runners):
             if not self._ready_shards:
                 await self.rest()
                 continue
+            await anyio.lowlevel.checkpoint()  # before the look at the lease, as above
+            if not self._ready_shards:
+                continue
             shard = self._ready_shards.popleft()
             if shard.lost or shard.draining:
                 self._waiting.pop(shard, None)
@@ -316,7 +321,6 @@ class BatchRunners(Runners):
             runner.shard = shard
             shard.running += 1
             try:
-                await anyio.lowlevel.checkpoint()
                 await self._handler(messages)
             except Exception as error:
                 self.failed(shard, messages, error)
