@@ -25,6 +25,13 @@ def url_option(command: Command) -> Command:
     )(command)
 
 
+def over_option(what: str) -> Callable[[Command], Command]:
+    """`--over`, passed to the command as `over_s`: the time between the two looks that `what` is measured over."""
+    text = f"Measure {what} over this time; 0 leaves {'them' if what.endswith('s') else 'it'} out."
+    kind = click.FloatRange(0, 3600)
+    return click.option("--over", "over_s", type=kind, default=1.0, show_default=True, metavar="SECONDS", help=text)
+
+
 def json_option(command: Command) -> Command:
     """`--json`, passed to the command as `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of text for people.")(

@@ -9,7 +9,7 @@ import anyio
 import click
 
 from shardq.cli.complete import group_names, queue_names
-from shardq.cli.options import json_option, url_option
+from shardq.cli.options import json_option, over_option, url_option
 from shardq.cli.output import age, print_json, print_table, tell_unreadable
 from shardq.cli.progress import waiting
 from shardq.core.queue_settings import QueueSettings
@@ -163,15 +163,7 @@ def _summary(view: QueueView) -> dict[str, Any]:
 @queue.command(epilog="Example: shardq queue show orders --group billing")
 @click.argument("name", shell_complete=queue_names)
 @click.option("--group", metavar="GROUP", shell_complete=group_names, help="Only this consumer group.")
-@click.option(
-    "--over",
-    "over_s",
-    type=click.FloatRange(0, 3600),
-    default=1.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Measure the rates over this time; 0 leaves them out.",
-)
+@over_option("the rates")
 @url_option
 @json_option
 @click.pass_context

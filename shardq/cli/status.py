@@ -9,7 +9,7 @@ import anyio
 import click
 
 from shardq.cli.complete import group_names, queue_names
-from shardq.cli.options import json_option, url_option
+from shardq.cli.options import json_option, over_option, url_option
 from shardq.cli.output import age, print_json, print_table, tell_unreadable
 from shardq.ops.inspect import GroupView, QueueView, ShardView, read_queue, read_queues
 from shardq.ops.processes import run_async
@@ -20,15 +20,7 @@ from shardq.runtime.client import Client, connect
 @click.command(epilog="Example: shardq status orders --group billing")
 @click.argument("queue", required=False, shell_complete=queue_names)
 @click.option("--group", metavar="GROUP", shell_complete=group_names, help="Only this consumer group.")
-@click.option(
-    "--over",
-    "over_s",
-    type=click.FloatRange(0, 3600),
-    default=1.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Measure RATE over this time; 0 leaves it out.",
-)
+@over_option("RATE")
 @url_option
 @json_option
 @click.pass_context

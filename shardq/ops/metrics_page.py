@@ -46,7 +46,7 @@ client = shardq.connect("redis://127.0.0.1:7000", meters=meters)
 
 {process}
 
-Without `meters` nothing is measured and nothing is paid for it.
+Without `meters` no handler and no send is timed.
 """
 
 

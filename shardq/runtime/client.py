@@ -70,7 +70,7 @@ class Client:
             stack.callback(tasks.cancel_scope.cancel)
             self._pipes = Pipes(self.cluster, tasks, self.on_retry)
             self._tasks = tasks
-            if not self._only_looks:
+            if not self._only_looks and self.cluster.least_replicas() < 1:
                 tasks.start_soon(self._watch_replicas)
             stack.callback(self._pipes.close)
             self._stack = stack.pop_all()
@@ -117,8 +117,6 @@ class Client:
 
     async def _watch_replicas(self) -> None:
         """Until every master has a replica: what is sent from then on at the default durability waits for it."""
-        if self.cluster.least_replicas() >= 1:
-            return
         while self.cluster.least_replicas() < 1:
             await anyio.sleep(random.uniform(0.8, 1.2) * COUNT_REPLICAS_EVERY_S)
             await self.cluster.refresh()

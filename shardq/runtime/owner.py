@@ -71,8 +71,8 @@ class ShardOwner:
         plan_version: Callable[[], int],
         hears: Callable[[str], bool],
         is_silent: Callable[[str], bool],
-        outages: Outages | None = None,
-        meters: GroupMeters | None = None,
+        outages: Outages,
+        meters: GroupMeters,
     ) -> None:
         self.shard = shard
         self.held: OwnedShard | None = None
@@ -83,8 +83,7 @@ class ShardOwner:
         self._settings, self._pipes, self._confirm = settings, pipes, confirm
         self._runners = runners
         self._plan_version, self._hears, self._is_silent = plan_version, hears, is_silent
-        self._outages = outages or Outages()
-        self._meters = meters or GroupMeters()
+        self._outages, self._meters = outages, meters
         self.claimed_from = ""
         self._rung = False
         self._bell = anyio.Event()

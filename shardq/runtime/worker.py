@@ -13,7 +13,7 @@ import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from shardq.core.compression import check_available
-from shardq.core.meters import Meters
+from shardq.core.meters import GroupMeters, Meters
 from shardq.core.records import Headers, Key
 from shardq.core.retry import Retry
 from shardq.core.schedule import Missed, Schedule
@@ -259,7 +259,7 @@ class _Running:
     ) -> None:
         self.worker, self.client, self.queue, self.name = worker, client, queue, name
         self.settings, self.runners, self.stop = worker.settings, runners, stop
-        self.meters = client.meters.group(queue.name, worker.group) if client.meters is not None else None
+        self.meters = client.meters.group(queue.name, worker.group) if client.meters is not None else GroupMeters()
         self.bells = Bells(client.cluster)
         self.outages = Outages()
         self.owners: dict[int, ShardOwner] = {}

@@ -39,6 +39,8 @@ _TIDY_WITHIN_S = 40.0  # what has had its time is given back every half minute
 
 STATE = "state.json"  # what Redis had at the end, beside the histories
 
+QUEUE = "faults"
+
 Result = TypeVar("Result")
 
 
@@ -180,7 +182,7 @@ class _Run:
     journal: Journal
     folder: Path
     tell: Callable[[str], None]
-    queue: str = "faults"
+    queue: str = QUEUE
     before: final.Memory = field(default_factory=dict)
 
     def run(self) -> Report:

@@ -20,7 +20,7 @@ import shardq
 from shardq.errors import ShardqError, UsageError
 from shardq.ops.local_cluster import find_server
 from tests.faults import final
-from tests.faults.driver import Report, Settings, ask, run
+from tests.faults.driver import QUEUE, Report, Settings, ask, run
 from tests.faults.lab import Lab
 from tests.faults.report import report_lines
 
@@ -84,7 +84,7 @@ class Sampler:
 
     def _watch_keys(self, lab: Lab) -> None:
         async def total(client: shardq.Client) -> int:
-            found = await final.memory(await client.queue("faults"))
+            found = await final.memory(await client.queue(QUEUE))
             return sum(sum(sizes.values()) for sizes in found.values())
 
         while not self._stop.wait(KEYS_EVERY_S):

@@ -54,24 +54,19 @@ async def test_newer_workers_join_older_ones_and_go(lab: Lab, queue_name: str, t
         await running.flows()
 
 
-@pytest.mark.server_kinds("redis7")
-async def test_an_older_build_that_lacks_a_function_is_replaced(lab: Lab, queue_name: str, tmp_path: Path) -> None:
-    older = library_of(BUILD - 1).replace(f"'{LIBRARY}_append'", f"'{LIBRARY}_not_there'")
-    assert older.count("not_there") == 1
-    async with survival(lab, queue_name, tmp_path) as running:
-        await running.ready()
-        await running.flows()
-        for server in lab.masters():
-            lab.insist(server, "FUNCTION", "LOAD", "REPLACE", older)
-        await running.flows()
-        assert builds(lab) == {BUILD}
+HEAD = "local function append(keys, args)\n"
+OLDER = {
+    "lacks a function": (f"'{LIBRARY}_append'", f"'{LIBRARY}_not_there'"),
+    "takes other arguments": (HEAD, f"{HEAD}  if true then return misuse('as an older one may') end\n"),
+}
 
 
 @pytest.mark.server_kinds("redis7")
-async def test_an_older_build_that_takes_other_arguments_is_replaced(lab: Lab, queue_name: str, tmp_path: Path) -> None:
-    head = "local function append(keys, args)\n"
-    older = library_of(BUILD - 1).replace(head, f"{head}  if true then return misuse('as an older one may') end\n")
-    assert older.count("as an older one may") == 1
+@pytest.mark.parametrize("which", OLDER)
+async def test_an_older_build_is_replaced_that(which: str, lab: Lab, queue_name: str, tmp_path: Path) -> None:
+    ours, theirs = OLDER[which]
+    older = library_of(BUILD - 1).replace(ours, theirs)
+    assert older.count(theirs) == 1
     async with survival(lab, queue_name, tmp_path) as running:
         await running.ready()
         await running.flows()
