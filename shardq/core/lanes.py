@@ -44,17 +44,18 @@ class Lanes:
             else:
                 behind.append(message)
 
-    def done(self, key: Key) -> None:
-        """The message of this key that was taken last is finished: the next one of the key becomes ready."""
+    def done(self, key: Key) -> Message | None:
+        """The message of this key that was taken last is finished. Returns the next one of the key, which is taken now:
+        the caller handles it, or puts it among those that are ready."""
         if key is None:
-            return
+            return None
         if type(key) is not str:
             key = lane_key(key)
         behind = self._waiting[key]
         if behind:
-            self.ready.append(behind.popleft())
-        else:
-            del self._waiting[key]
+            return behind.popleft()
+        del self._waiting[key]
+        return None
 
     def busy(self, lane: str) -> bool:
         """Whether a message of the key is in here."""

@@ -1,8 +1,8 @@
 """One owned shard, from the first fetch to the last commit: what is in flight, what the next step carries. Pure.
 
 Invariants (tests/core/test_session.py holds a model of the store to them):
-- What is handled later is known before any entry is fetched; pending entries come next, from ID 0 in order; only when
-  they are through, new ones are asked for.
+- What is handled later is known before any entry is fetched: a step that has news of it brings no entry. Pending entries
+  come next, from ID 0 in order; only when they are through, new ones come, in the same step if there is room.
 - An entry is acknowledged when each of its messages is finished or put off; progress of the others is committed with
   each step. A message counts as gone from its entry only in the step that stores it elsewhere.
 - A step is built once and sent until it is answered; what it carries is dropped only when the store says it applied it.
@@ -37,6 +37,7 @@ from shardq.errors import CorruptData
 
 NEW = ">"
 FIRST = "0-0"
+LEFT_PENDING, LEFT_NEW, LEFT_NOTHING = "pending", "new", ""
 Entry = tuple[bytes, Sequence[bytes]]
 
 STEP_BYTES = 2 * 1024 * 1024
@@ -94,11 +95,14 @@ class Step:
     seen: bytes | None = None
     untouched: list[str] = field(default_factory=list)
     ungets: list[int] = field(default_factory=list)
+    room: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """What a step brought. `due_in_ms`: until a delayed message is due; None when none waits."""
+    """What a step brought. `progress` is that of pending entries, which come before new ones. `due_in_ms`: until a
+    delayed message is due; None when none waits. `left`: what there may be still, LEFT_PENDING, LEFT_NEW or
+    LEFT_NOTHING."""
 
     entries: Sequence[Entry] = ()
     progress: Sequence[bytes] = ()
@@ -108,6 +112,7 @@ class Fetched:
     now_ms: int = 0
     items: Sequence[bytes] | None = None
     records: Sequence[bytes] = ()
+    left: str = LEFT_NEW
 
 
 class Session:
@@ -257,7 +262,7 @@ class Session:
     def entries_wanted(self, messages_max: int) -> int:
         """Entries to ask for so that about `messages_max` messages are in hand; 0 when there are enough."""
         want = messages_max - self.outstanding
-        if want <= 0 or not self.loaded or self.later.suspects_wait or len(self.later.items) >= MAX_ITEMS:
+        if want <= 0 or self.later.suspects_wait or len(self.later.items) >= MAX_ITEMS:
             return 0
         if not self._bytes_per_entry:
             return min(FIRST_ENTRIES, self.entries_cap)
@@ -265,9 +270,11 @@ class Session:
         by_bytes = int(STEP_BYTES / self._bytes_per_entry) or 1
         return min(by_count, by_bytes, self.entries_cap)
 
-    def next_step(self, entries_max: int) -> Step:
-        """The next step: what is finished so far, as far as it fits, and a fetch of at most `entries_max` entries."""
+    def next_step(self, entries_max: int, messages_max: int = 0) -> Step:
+        """The next step: what is finished so far, as far as it fits, and a fetch of `entries_max` entries. If those leave
+        room for more, below about `messages_max` messages in hand, more come with them."""
         self.number += 1
+        room = (max(entries_max, self.entries_cap), max(messages_max - self.outstanding, 1), STEP_BYTES)
         self._take_burials()
         puts, lanes = self._take_moves()
         partial = []
@@ -295,6 +302,7 @@ class Session:
             self._effects,
             lanes,
             self._seen,
+            room=room if entries_max else None,
         )
         self._seen = None
         self.acked = self.retried = 0
@@ -370,7 +378,10 @@ class Session:
         self._learn_items(step, fetched, now_s)
         entries, progress = fetched.entries, fetched.progress
         if step.cursor != NEW and step.entries_max:
-            self.cursor = entries[-1][0].decode() if entries else NEW
+            if fetched.left != LEFT_PENDING:
+                self.cursor = NEW
+            elif entries:
+                self.cursor = entries[-1][0].decode()
         batches = self._open_items(step, fetched, now_s)
         size = fresh = count = 0
         if entries:

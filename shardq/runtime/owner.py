@@ -14,13 +14,14 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
+from time import monotonic
 
 import anyio
 
 from shardq.core.jobs import DEAD
 from shardq.core.lease import Trust, Watch
 from shardq.core.meters import GroupMeters
-from shardq.core.session import NEW, Step
+from shardq.core.session import LEFT_NOTHING, Step
 from shardq.errors import CorruptData, LeaseLost, ShardqError, StoreError
 from shardq.runtime.delete import read_marks, redact_marked
 from shardq.runtime.failures import dead_record_of
@@ -80,19 +81,32 @@ class ShardOwner:
         self.leaving = False
         self._queue, self._group, self._keys = queue, group, keys
         self._worker, self._nonce = worker, nonce
+        self._taken = f"taken {nonce}"  # what the bell says when this very worker took the lease
         self._settings, self._pipes, self._confirm = settings, pipes, confirm
         self._runners = runners
         self._plan_version, self._hears, self._is_silent = plan_version, hears, is_silent
         self._outages, self._meters = outages, meters
         self.claimed_from = ""
-        self._rung = False
+        self._rung = self._stands = False
         self._bell = anyio.Event()
         self._leaving_since: float | None = None
         self._unanswered: Step | None = None
 
-    def ring(self, payload: str = "") -> None:
-        """The shard's bell: a message came, or the lease moved."""
+    def ring(self, payload: str) -> None:
+        """The shard's bell: a message came, the lease moved, or (nothing) the bell can be heard from now on."""
+        if payload == self._taken:
+            return
+        if payload:
+            self._rung = True
+        else:
+            self._stands = True
+        self._rouse()
+
+    def _look(self) -> None:
         self._rung = True
+        self._rouse()
+
+    def _rouse(self) -> None:
         self._bell.set()
         if self.held is not None:
             self.held.wake()
@@ -101,14 +115,14 @@ class ShardOwner:
         """Whether the plan (or a silent owner's standby) gives this shard to this worker."""
         if wanted != self.wanted and not self.leaving:  # once it leaves, another claim follows it, if any
             self.wanted = wanted
-            self.ring()
+            self._look()
 
     def leave(self, *, has_heir: bool) -> None:
         """The worker stops: hand over to the heir, or, without one, release once what runs is finished."""
         if self._leaving_since is None or not has_heir:
-            self._leaving_since = anyio.current_time() if has_heir else -1e9
+            self._leaving_since = monotonic() if has_heir else -1e9
             self.leaving, self.wanted = True, False
-            self.ring()
+            self._look()
 
     async def run(self) -> None:
         """Until the shard is neither wanted nor held."""
@@ -130,7 +144,6 @@ class ShardOwner:
             held.lose()
             self._runners.interrupt(held)
             while held.running:  # a handler slow to end must not meet its key's next one in a claim of our own
-                held.awake = anyio.Event()
                 await held.awake.wait()
             self.held = self._unanswered = None
 
@@ -163,7 +176,7 @@ class ShardOwner:
         grant = GrantConfirm(self._pipes, self._keys.slot, self._confirm())
         while self.wanted or ours or (not self.leaving and self._is_silent(self.claimed_from)):
             self._bell = anyio.Event()
-            sent = anyio.current_time()
+            sent = monotonic()
             seen = held_at if watch.still_for(sent) >= self._settings.lease_s else None
             try:
                 reply = await calls.acquire(
@@ -203,7 +216,7 @@ class ShardOwner:
             pause = self._settings.claim_poll_s
             if reply.status == "HELD":
                 self.claimed_from, held_at = reply.owner, reply.seen
-                still = watch.see(anyio.current_time(), *held_at)
+                still = watch.see(monotonic(), *held_at)
                 pause = max(min(pause * random.uniform(0.7, 1.0), self._settings.lease_s - still), 0.001)
                 if reply.heir == self._nonce:
                     await self._say_ready()
@@ -244,9 +257,10 @@ class ShardOwner:
         buffer = self._settings.buffer_messages
         caught_up, heir_ready, stepped_at, drain_from = False, False, -1e9, 0.0
         while True:
-            if self._rung:
-                self._rung = caught_up = False
-            now = anyio.current_time()
+            if self._rung or (self._stands and not held.session.outstanding):
+                caught_up = False
+            self._rung = self._stands = False  # the step that commits what is in hand looks too
+            now = monotonic()
             if not held.draining and (heir_ready or self._release_due(now)):
                 held.drain()
                 drain_from = now
@@ -266,9 +280,9 @@ class ShardOwner:
                 continue
             stepped_at = now
             limit = 0 if held.draining else held.session.entries_wanted(buffer)
-            stepped, content = await self._step(held, limit, renew=caught_up or now >= held.trust.renew_at_monotonic_s)
+            stepped = await self._step(held, limit, renew=caught_up or now >= held.trust.renew_at_monotonic_s)
             if limit:
-                caught_up = content.cursor == NEW and not stepped.fetched.entries and stepped.status == "OK"
+                caught_up = stepped.status == "OK" and stepped.fetched.left == LEFT_NOTHING
             heir_ready = bool(stepped.heir)
 
     def _until_due(self, held: OwnedShard, now: float, stepped_at: float, caught_up: bool) -> float:
@@ -299,10 +313,8 @@ class ShardOwner:
 
     @staticmethod
     async def _rest(held: OwnedShard, pause: float, wake_at: int) -> None:
-        held.awake = anyio.Event()
         held.wake_at = wake_at
-        with anyio.move_on_after(pause):
-            await held.awake.wait()
+        await held.awake.wait(pause)
         held.wake_at = -1
 
     def _ask_for_items(self, held: OwnedShard, now: float) -> None:
@@ -334,12 +346,10 @@ class ShardOwner:
             held.tidy_at_monotonic_s = now + TIDY_EVERY_S
         return moved > 0
 
-    async def _step(
-        self, held: OwnedShard, limit: int, *, renew: bool, last: bool = False
-    ) -> tuple[calls.Stepped, Step]:
+    async def _step(self, held: OwnedShard, limit: int, *, renew: bool, last: bool = False) -> calls.Stepped:
         """One step, sent until it is answered; hands what it brought to the runners."""
         session = held.session
-        content = session.last_step() if last else session.next_step(limit)
+        content = session.last_step() if last else session.next_step(limit, self._settings.buffer_messages)
         stepped, sent = await self._send(held, content, renew=renew)
         while stepped.status in ("EFFECT", "FULL"):
             if stepped.status == "EFFECT":
@@ -353,13 +363,13 @@ class ShardOwner:
             self._runners.resume(held, held.renewed(sent))
         if stepped.status == "OK" and stepped.fetched.marks != session.marks_version:
             await self._load_marks(held)
-        now = anyio.current_time()
+        now = monotonic()
         if stepped.status == "REPEAT":
             session.reread(content, now)
         else:
             held.due_in(now, stepped.fetched.due_in_ms)
             self._runners.deliver(held, session.receive(content, stepped.fetched, now))
-        return stepped, content
+        return stepped
 
     async def _load_marks(self, held: OwnedShard) -> None:
         """Before anything that the step brought is handled; tried until it is answered, like the step itself."""
@@ -386,7 +396,7 @@ class ShardOwner:
 
     async def _wait_for_room(self, held: OwnedShard, content: Step) -> None:
         """A queue that this step sends to is full: everything waits until its workers have made room."""
-        if self.leaving and not held.trust.trusted(anyio.current_time() + self._settings.lease_s / 2):
+        if self.leaving and not held.trust.trusted(monotonic() + self._settings.lease_s / 2):
             msg = f"shard {self.shard} of {self._queue}: left without its last commit, a queue it sends to is full"
             raise LeaseLost(msg)
         await anyio.sleep(FULL_PAUSE_S)
@@ -395,13 +405,13 @@ class ShardOwner:
         """Sends one step until it is answered; returns the answer and when the answered try began."""
         self._unanswered, failed = content, False
         while True:
-            sent = anyio.current_time()
+            sent = monotonic()
             try:
                 stepped = await self._call_step(held, content, renew=renew)
             except (StoreError, CorruptData) as error:
                 failed = True
                 self._failed(NO_ANSWER, error)
-                if self.leaving and held.running == 0 and not held.trust.trusted(anyio.current_time()):
+                if self.leaving and held.running == 0 and not held.trust.trusted(monotonic()):
                     msg = f"shard {self.shard} of {self._queue} was left without its last commit: its lease runs out"
                     raise LeaseLost(msg) from error
                 await anyio.sleep(min(PAUSE_AFTER_ERROR_S, self._settings.lease_s / 5) * random.uniform(0.5, 1.0))
@@ -409,7 +419,7 @@ class ShardOwner:
                 if failed:
                     self._well(NO_ANSWER)
                 self._unanswered = None
-                self._meters.steps.observe(anyio.current_time() - sent)
+                self._meters.steps.observe(monotonic() - sent)
                 return stepped, sent
 
     async def _call_step(self, held: OwnedShard, content: Step, *, renew: bool) -> calls.Stepped:
@@ -446,7 +456,7 @@ class ShardOwner:
             try:
                 status = await self._lease(function, held.token, grant.confirm)
             except (StoreError, CorruptData) as error:
-                if not held.trust.trusted(anyio.current_time()):
+                if not held.trust.trusted(monotonic()):
                     return True  # whoever comes next waits the lease out
                 await anyio.sleep(self._settings.claim_poll_s * random.uniform(0.5, 1.0))
                 self._failed(CANT_HAND_OVER, error)

@@ -176,19 +176,24 @@ class MessageRunners(Runners):
     async def _serve(self, runner: _Runner) -> None:
         ready, handler = self.ready, self._handler
         yielded_s = monotonic()
+        following: Message | None = None  # the next of the key that was just handled
         while not runner.interrupted:  # a cancellation meant for the last message must not hit the next one
-            if not ready:
+            if following is None and not ready:
                 await self.rest()
                 yielded_s = monotonic()
                 continue
             now_s = monotonic()
             if now_s - yielded_s > YIELD_AFTER_S:
+                if following is not None:
+                    ready.append(following)  # it is the turn of others
+                    following = None
                 # Handlers that never wait must not starve renewals. Not between the look at the lease and the handler's
                 # start: a process that is stopped just there would start it when it wakes, its lease long taken.
                 yielded_s = now_s
                 await anyio.lowlevel.checkpoint()
                 continue
-            message = ready.popleft()
+            message = following if following is not None else ready.popleft()
+            following = None
             shard = cast("OwnedShard", message.batch.owner)
             if shard.lost or shard.draining:
                 continue
@@ -196,7 +201,7 @@ class MessageRunners(Runners):
                 shard.suspended.append(message)
                 continue
             if shard.marked and shard.is_deleted(message):
-                shard.finish(message)
+                following = shard.finish(message)
                 continue
             runner.shard = shard
             shard.running += 1
@@ -216,12 +221,14 @@ class MessageRunners(Runners):
             else:
                 if headers is not None:
                     shard.tell_job(message, jobs.DONE, result=result)
-                shard.finish(message)
+                following = shard.finish(message)
             finally:
                 runner.shard = None
                 shard.running -= 1
                 if shard.ending:
                     shard.stopped()
+        if following is not None:
+            ready.appendleft(following)
 
 
 class BatchRunners(Runners):
@@ -233,13 +240,16 @@ class BatchRunners(Runners):
         super().__init__(settings)
         self._handler, self._convert = handler, convert
         self._waiting: dict[OwnedShard, deque[list[Message]]] = {}
+        self._sweep_at = 0
         self._ready_shards: deque[OwnedShard] = deque()
 
     def deliver(self, shard: OwnedShard, batches: list[list[Message]]) -> None:
         if not batches:
             return
-        for known in [known for known in self._waiting if known.lost]:
-            del self._waiting[known]
+        if len(self._waiting) >= self._sweep_at:
+            for known in [known for known in self._waiting if known.lost]:
+                del self._waiting[known]
+            self._sweep_at = 2 * len(self._waiting)
         if shard in self._waiting:
             self._waiting[shard].extend(batches)
             return

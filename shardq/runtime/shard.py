@@ -8,8 +8,6 @@ from collections import deque
 from time import monotonic, time_ns
 from typing import Any
 
-import anyio
-
 from shardq.core import jobs
 from shardq.core.intake import restore_value
 from shardq.core.lanes import Lanes, lane_key
@@ -18,6 +16,7 @@ from shardq.core.lease import Trust
 from shardq.core.message import Message, Ownership
 from shardq.core.session import Session
 from shardq.runtime.failures import dead_record_of
+from shardq.runtime.waker import Waker
 from shardq.storage.keys import ShardKeys
 
 PROMOTE_PAUSE_S = 0.01  # so much at least lies between two moves: what becomes due meanwhile goes together
@@ -80,7 +79,7 @@ class OwnedShard(Ownership):
         self.promoted_at_monotonic_s = 0.0
         self.tidy_at_monotonic_s = 0.0
         self.wake_at = -1
-        self.awake = anyio.Event()
+        self.awake = Waker()
 
     def local_key(self, name: str) -> str:
         return self.keys.data(name)
@@ -138,22 +137,25 @@ class OwnedShard(Ownership):
 
     # -- outcomes --------------------------------------------------------------------------------------------
 
-    def finish(self, message: Message) -> None:
-        """The handler returned."""
+    def finish(self, message: Message) -> Message | None:
+        """The handler returned. Returns the next message of the key, if it waited for this one: it is to be handled now,
+        or put among those that are ready."""
         if self.lost:
-            return
+            return None
         session = self.session
         if message.batch.item:
             session.finish(message, monotonic())
             self.wake()
-            return
+            return None
         session.finish(message)
+        following = None
         if self.lanes is not None:
-            self.lanes.done(message.key)
+            following = self.lanes.done(message.key)
             if session.later.holding:
                 self._lane_left(message)
         if session.outstanding <= self.wake_at:
             self.wake()
+        return following
 
     def finish_list(self, batches: list[list[Message]]) -> None:
         """The handler of whole lists returned."""
@@ -184,7 +186,9 @@ class OwnedShard(Ownership):
             return
         self.session.bury(message, record, monotonic())
         if self.lanes is not None and not message.batch.item:
-            self.lanes.done(message.key)
+            following = self.lanes.done(message.key)
+            if following is not None:
+                self.lanes.ready.append(following)
             self._lane_left(message)
         self._through()
         self.wake()

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, Literal, TypeVar
 
 import anyio
@@ -367,14 +368,18 @@ class _Running:
     async def _guard_trust(self) -> None:
         """Cancels the handlers of a shard whose lease can't be trusted any more, before another may take it."""
         what = f"{self.queue.name}: a lease could not be renewed in time, its handlers are stopped"
+        interrupted: set[int] = set()
         while True:
             await anyio.sleep(self.settings.lease_s / 50)
-            now = anyio.current_time()
+            now = monotonic()
             for owner in self.owners.values():
                 held = owner.held
-                if held is None or held.trust.trusted(now):
-                    self.outages.well(what, owner.shard)
+                if held is None or now < held.trusted_until_monotonic_s:
+                    if owner.shard in interrupted:
+                        interrupted.discard(owner.shard)
+                        self.outages.well(what, owner.shard)
                 elif held.running:
+                    interrupted.add(owner.shard)
                     self.outages.failed(what, "the store did not answer, or this process stood still", held.shard)
                     self.runners.interrupt(held)
 

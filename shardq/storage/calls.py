@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shardq.core.session import Fetched, Step
+from shardq.core.session import LEFT_NEW, LEFT_NOTHING, LEFT_PENDING, NEW, Fetched, Step
 from shardq.errors import LeaseLost, UnknownQueue
 from shardq.storage.cluster import Confirm, Packed, pack_call
 from shardq.storage.keys import ShardKeys
@@ -166,7 +166,7 @@ async def step(
         token,
         content.number,
         int(renew),
-        content.cursor,
+        content.cursor if content.cursor == NEW or content.room is None else content.cursor + NEW,
         content.entries_max,
         int(wait),
         content.acked,
@@ -183,6 +183,8 @@ async def step(
         args += ["untouched", len(content.untouched), *content.untouched]
     if content.seen is not None:
         args += ["seen", 1, content.seen]
+    if content.room is not None:
+        args += ["room", 1, *content.room]
     if content.full:
         _step_extras(shard, group, content, keys, args)
     reply = await pipes.call(shard.slot, "step", keys, args, timeout_s=timeout_s, confirm=confirm)
@@ -201,7 +203,7 @@ async def step(
 
 
 def _fetched(reply: Any, content: Step) -> Fetched:
-    _, _, entries, progress, next_item, due, marks, now, items, records = reply
+    _, _, entries, progress, next_item, due, marks, now, items, records, *left = reply
     if len(texts(records)) != len(content.gets):
         raise ValueError
     entries_of(entries)
@@ -214,7 +216,15 @@ def _fetched(reply: Any, content: Step) -> Fetched:
         int(now),
         texts(items) if content.full else None,
         records,
+        _left(left[0]) if content.room is not None else LEFT_NEW,
     )
+
+
+def _left(said: bytes) -> str:
+    left = said.decode()
+    if left not in (LEFT_PENDING, LEFT_NEW, LEFT_NOTHING):
+        raise ValueError
+    return left
 
 
 async def promote(pipes: Pipes, shard: ShardKeys, *, most: int, timeout_s: float) -> tuple[int, int | None]:

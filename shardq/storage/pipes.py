@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import Any
 
 import anyio
@@ -28,7 +29,7 @@ from anyio.abc import TaskGroup
 from redis.asyncio.cluster import ClusterNode
 
 from shardq.core.backoff import backoff_s
-from shardq.errors import ClosedError, ShardqError, StoreError, StoreUnavailable
+from shardq.errors import ClosedError, StoreError, StoreUnavailable
 from shardq.storage.cluster import Cluster, Confirm, Packed, pack_call
 from shardq.storage.requests import Call, CallOnce, Pipe, Request, Sending
 from shardq.storage.trouble import Trouble
@@ -86,10 +87,17 @@ class Pipes:
         self, slot: int, data: bytes, *, timeout_s: float = DEFAULT_TIMEOUT_S, confirm: Confirm | None = None
     ) -> Any:
         """Sends one command that is safe to repeat, already in wire form. Raises like `call`."""
-        (reply,) = await self._answers(
-            [Call(slot, Packed(data, False, confirm), anyio.current_time() + timeout_s)], timeout_s
-        )
-        return reply
+        call = Call(slot, Packed(data, False, confirm), monotonic() + timeout_s)
+        sending = Sending(call)
+        self._calls.add(call)
+        try:
+            self._route(sending)
+            if await call.wait(timeout_s):
+                return call.outcome()
+            raise sending.given_up()
+        finally:
+            self._calls.discard(call)
+            sending.leave()
 
     async def commands_once(
         self, slot: int, commands: Sequence[bytes], *, timeout_s: float = DEFAULT_TIMEOUT_S
@@ -99,39 +107,33 @@ class Pipes:
         Raises a StoreError with `outcome_unknown` when only some were, or may have been, carried out; after `timeout_s`
         seconds at the latest. Cancelled, some may be carried out still.
         """
-        deadline = anyio.current_time() + timeout_s
+        deadline = monotonic() + timeout_s
         calls = [CallOnce(slot, Packed(data), deadline) for data in commands]
         try:
-            return await self._answers(calls, timeout_s)
+            return await self._answers(calls, deadline)
         except StoreError as error:
-            carried_out = any(call.done.is_set() and call.error is None for call in calls)
+            carried_out = any(call.done and call.error is None for call in calls)
             if not carried_out or error.outcome_unknown:
                 raise
             partly = type(error)(f"only a part of it was carried out: {error}")
             partly.outcome_unknown = True
             raise partly from error
 
-    async def _answers(self, calls: Sequence[Call], timeout_s: float) -> list[Any]:
+    async def _answers(self, calls: Sequence[Call], deadline: float) -> list[Any]:
         """Sends the calls and waits for all; those that nobody waits for any longer are not sent if they were not."""
         sendings = [Sending(call) for call in calls]
         self._calls.update(calls)
         try:
             for sending in sendings:
                 self._route(sending)
-            with anyio.move_on_after(timeout_s):
-                return [await call.result() for call in calls]
-            raise self._first_unanswered(calls, sendings)
+            for call, sending in zip(calls, sendings, strict=True):
+                if not await call.wait(deadline - monotonic()):
+                    raise sending.given_up()
+            return [call.outcome() for call in calls]
         finally:
             self._calls.difference_update(calls)
             for sending in sendings:
                 sending.leave()
-
-    @staticmethod
-    def _first_unanswered(calls: Sequence[Call], sendings: Sequence[Sending]) -> ShardqError:
-        for call, sending in zip(calls, sendings, strict=True):
-            if not call.done.is_set():
-                return sending.given_up()
-        return sendings[0].given_up()  # answered in the very moment that the time was over
 
     def close(self) -> None:
         """Ends every call that a task still waits for; the pipes' own tasks end with their group."""
@@ -169,7 +171,7 @@ class Pipes:
                     return
                 pipe.more = anyio.Event()
                 await pipe.more.wait()
-            now = anyio.current_time()
+            now = monotonic()
             batch, packed = pipe.take(now)
             if not batch:
                 continue
@@ -214,7 +216,7 @@ class Pipes:
         if trouble.action == "fail" or (sending.outcome_unknown and isinstance(request, CallOnce)):
             request.fail(trouble.error)
             return
-        left_s = request.deadline - anyio.current_time()
+        left_s = request.deadline - monotonic()
         if left_s <= 0:
             request.fail(sending.given_up())
             return

@@ -4,6 +4,7 @@ are those of pipes.py, which sends.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from typing import Any, Protocol
 
@@ -35,15 +36,17 @@ class Request(Protocol):
 
 
 class Call:
-    """A request that one task waits for."""
+    """A request that one task waits for. A future of the event loop's own: an anyio event and a cancel scope with a time
+    limit cost several times as much, and there is one of these for every step."""
 
-    __slots__ = ("_packed", "deadline", "done", "error", "reply", "slot")
+    __slots__ = ("_future", "_packed", "deadline", "done", "error", "reply", "slot")
 
     def __init__(self, slot: int, packed: Packed, deadline: float) -> None:
         self.slot = slot
         self.deadline = deadline
         self._packed = packed
-        self.done = anyio.Event()
+        self.done = False
+        self._future = asyncio.get_running_loop().create_future()
         self.reply: Any = None
         self.error: ShardqError | None = None
 
@@ -51,18 +54,37 @@ class Call:
         return self._packed
 
     def settle(self, reply: Any) -> None:
-        self.reply = reply
-        self.done.set()
+        self.reply, self.done = reply, True
+        self._wake()
 
     def fail(self, error: ShardqError) -> None:
-        self.error = error
-        self.done.set()
+        self.error, self.done = error, True
+        self._wake()
 
-    async def result(self) -> Any:
-        await self.done.wait()
+    def _wake(self) -> None:
+        if not self._future.done():  # its task was cancelled, or its time is over
+            self._future.set_result(None)
+
+    async def wait(self, within_s: float) -> bool:
+        """Whether it ended within so many seconds."""
+        if not self.done:
+            timer = self._future.get_loop().call_later(within_s, self._wake)
+            try:
+                await self._future
+            finally:
+                timer.cancel()
+        return self.done
+
+    def outcome(self) -> Any:
+        """The reply of one that is done; raises what it ended with."""
         if self.error is not None:
             raise self.error
         return self.reply
+
+    async def result(self) -> Any:
+        if not self.done:
+            await self._future
+        return self.outcome()
 
 
 class CallOnce(Call):

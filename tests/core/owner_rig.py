@@ -180,7 +180,7 @@ class OwnerRig:
             message = self.ready.popleft()
             if self.shard.is_deleted(message):
                 self.over.add(id_of(message))
-                self.shard.finish(message)
+                self._finish(message)
             else:
                 self._start(message)
 
@@ -233,7 +233,12 @@ class OwnerRig:
             self.shard.put_off(message, wait_s, "it failed")
         else:
             self._returns(message, effects=what == "writes")
-            self.shard.finish(message)
+            self._finish(message)
+
+    def _finish(self, message: Message) -> None:
+        following = self.shard.finish(message)
+        if following is not None:
+            self.ready.append(following)
 
     def _returns(self, message: Message, *, effects: bool) -> None:
         self.over.add(id_of(message))
@@ -262,7 +267,7 @@ class OwnerRig:
         held = self.shard.session
         if held.later.due_in_s(Clock.now_s) <= 0 and held.items_wanted > 0:
             held.ask(held.later.take_due(Clock.now_s, held.items_wanted, lambda: held.later.alone is None))
-        return held.next_step(min(limit, held.entries_wanted(1000)))
+        return held.next_step(min(limit, held.entries_wanted(1000)), 12)
 
     def try_step(self, fate: str) -> None:
         step, held = self.waiting, self.shard.session

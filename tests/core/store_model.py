@@ -16,7 +16,7 @@ from shardq.core.effects import Effect
 from shardq.core.intake import KeptRecord, unpack_progress
 from shardq.core.later import key_tag
 from shardq.core.records import Key
-from shardq.core.session import NEW, Entry, Fetched, Step
+from shardq.core.session import LEFT_NEW, LEFT_NOTHING, LEFT_PENDING, NEW, Entry, Fetched, Step
 
 ID = tuple[int, int]  # entry, index of the message
 BAD = Effect("k", "INCRBY", ("1",))  # the store refuses it, as if it knew the key for a hash
@@ -125,11 +125,11 @@ class Store:
                 return Answer("EFFECT", effect=number)
         self.step_number = step.number
         self.commit(step)
-        entries, progress = self.fetch(step) if step.entries_max else ([], [])
         gets = [self.get(item) for item in step.gets]
         items = self.members(step.known) if step.full else None
+        entries, progress, left = self.fetch(step, bool(items)) if step.entries_max else ([], [], LEFT_PENDING)
         marks = b"%d" % self.marks_version if self.marks_version else b""
-        return Answer("OK", Fetched(entries, progress, self.next_item, None, marks, self.now_ms, items, gets))
+        return Answer("OK", Fetched(entries, progress, self.next_item, None, marks, self.now_ms, items, gets, left))
 
     def commit(self, step: Step) -> None:
         assert step.full or not (step.dead or step.puts or step.drops or step.gets or step.ungets or step.jobs)
@@ -163,18 +163,32 @@ class Store:
         kept = msgspec.msgpack.decode(record, type=KeptRecord)
         self.later[item], self.kept[item], self.kept_id[item] = index, record, (number_of(kept.entry), kept.index)
 
-    def fetch(self, step: Step) -> tuple[list[Entry], list[bytes]]:
-        if step.cursor != NEW:
-            found = [entry for entry in sorted(self.pending) if entry > number_of(step.cursor)][: step.entries_max]
-        else:
-            found = [entry for entry in self.stream if entry > self.last][: step.entries_max]
-            self.foreign += sum(self.stream[entry][0] != b"at" for entry in found)
-            self.last = found[-1] if found else self.last
-        for entry in found:
+    def fetch(self, step: Step, news: bool) -> tuple[list[Entry], list[bytes], str]:
+        """`news`: the step shows items that its owner did not know."""
+        if step.cursor != NEW and news:
+            return [], [], LEFT_PENDING
+        old = [entry for entry in sorted(self.pending) if entry > number_of(step.cursor)] if step.cursor != NEW else []
+        old, left = old[: step.entries_max], LEFT_PENDING
+        new: list[int] = []
+        if len(old) < step.entries_max:
+            new, left = self.fetch_new(step)
+        for entry in old + new:
             self.pending[entry] = self.pending.get(entry, 0) + 1
-        progress = [b"%d:" % self.pending[entry] + self.progress.get(entry, b"") for entry in found]
-        entries: list[Entry] = [(f"{entry}-0".encode(), self.stream.get(entry, [])) for entry in found]
-        return entries, progress if step.cursor != NEW else []
+        progress = [b"%d:" % self.pending[entry] + self.progress.get(entry, b"") for entry in old]
+        entries: list[Entry] = [(f"{entry}-0".encode(), self.stream.get(entry, [])) for entry in old + new]
+        return entries, progress, left
+
+    def fetch_new(self, step: Step) -> tuple[list[int], str]:
+        assert step.room is not None
+        unread = [entry for entry in self.stream if entry > self.last]
+        found = unread[: step.entries_max]
+        for entry in unread[step.entries_max : step.room[0]]:
+            if sum(self.counts[entry] for entry in found) >= step.room[1]:
+                break
+            found.append(entry)
+        self.foreign += sum(self.stream[entry][0] != b"at" for entry in found)
+        self.last = found[-1] if found else self.last
+        return found, LEFT_NEW if len(found) < len(unread) else LEFT_NOTHING
 
     def get(self, item: int) -> bytes:
         if item not in self.later:

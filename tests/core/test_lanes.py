@@ -71,7 +71,12 @@ class LanesMachine(RuleBasedStateMachine):
             self.waiting[lane].popleft()
             if not self.waiting[lane]:
                 del self.waiting[lane]
-        self.lanes.done(message.key)
+        self.next_is_ready(message.key)
+
+    def next_is_ready(self, key: Key) -> None:
+        following = self.lanes.done(key)
+        if following is not None:
+            self.ready.append(following)
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
@@ -108,7 +113,7 @@ class LanesMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         while self.ready or self.running:
             message = self.ready.popleft() if self.ready else self.running.pop()
-            self.lanes.done(message.key)
+            self.next_is_ready(message.key)
         assert len(self.lanes) == 0
 
 
@@ -131,8 +136,10 @@ def test_text_and_bytes_wait_for_each_other(keys: list[Key]) -> None:
     lanes = Lanes(ready)
     lanes.add([new_message(key, index) for index, key in enumerate(keys)])
     assert [message.value for message in ready] == [0]
-    lanes.done(keys[0])
-    assert [message.value for message in ready] == [0, 1]
+    following = lanes.done(keys[0])
+    assert following is not None
+    assert following.value == 1
+    assert lanes.done(keys[1]) is None
 
 
 def test_emptying_a_lane_leaves_the_others() -> None:
@@ -143,8 +150,9 @@ def test_emptying_a_lane_leaves_the_others() -> None:
     assert not lanes.busy("a")
     assert lanes.busy("b")
     assert [message.value for message in ready] == [0, 2, 5]
-    lanes.done("b")
-    assert [message.value for message in ready] == [0, 2, 5, 4]
+    following = lanes.done("b")
+    assert following is not None
+    assert following.value == 4
 
 
 @pytest.mark.parametrize("key", [None, "a", b"a"], ids=repr)

@@ -13,7 +13,17 @@ from shardq.core.intake import keep, pack_progress
 from shardq.core.later import FATAL_GETS, SUSPECT_GETS, Later
 from shardq.core.message import Batch, Message, Ownership
 from shardq.core.records import Key
-from shardq.core.session import MAX_ENTRIES, Entry, Fetched, Session
+from shardq.core.session import (
+    FIRST,
+    LEFT_NEW,
+    LEFT_PENDING,
+    MAX_ENTRIES,
+    NEW,
+    STEP_BYTES,
+    Entry,
+    Fetched,
+    Session,
+)
 
 NO_ONE = Ownership("q", "g", 3, 5, "nonce")
 JOB = "q/3/9f86d081884c7d65"
@@ -122,22 +132,28 @@ def test_entries_wanted_stays_in_its_bounds(held: int, count: int, size: int, mo
     assert wanted <= MAX_ENTRIES
 
 
-def test_nothing_is_fetched_before_what_is_handled_later_is_known() -> None:
+def test_pending_entries_are_asked_for_until_a_step_had_no_news_of_what_is_handled_later() -> None:
     session = Session(NO_ONE, 0, Later(by_key=True), describe)
-    assert session.entries_wanted(100) == 0
-    step = session.next_step(0)
-    assert step.full
-    session.applied(step)
-    page = [b"%d:0:0:" % item for item in range(1, 1001)]
-    session.receive(step, Fetched(next_item=1501, items=page), 0.0)
-    assert session.entries_wanted(100) == 0
-    step = session.next_step(0)
-    assert (step.full, step.known) == (True, 1000)
-    session.applied(step)
-    session.receive(step, Fetched(next_item=1501, items=[b"1500:0:0:"]), 0.0)
-    assert session.entries_wanted(100) > 0
-    assert not session.hungry
-    assert not session.next_step(10).full
+    pages = [[b"%d:0:0:" % item for item in range(1, 1001)], [b"1500:0:0:"], []]
+    for known, page in zip((0, 1000, 1500), pages, strict=True):
+        step = session.next_step(session.entries_wanted(100), 100)
+        assert (step.cursor, step.known, step.entries_max > 0) == (FIRST, known, True)
+        assert step.full == (known < 1500)
+        session.applied(step)
+        left = LEFT_PENDING if page else LEFT_NEW
+        session.receive(step, Fetched(next_item=1501, items=page if step.full else None, left=left), 0.0)
+        assert session.hungry == (known == 0)
+    step = session.next_step(session.entries_wanted(100), 100)
+    assert (step.cursor, step.full) == (NEW, False)
+
+
+@pytest.mark.parametrize(("held", "room"), [(0, 100), (60, 40), (100, 1), (500, 1)])
+def test_a_step_says_how_many_messages_there_is_room_for(held: int, room: int) -> None:
+    session = new_session()
+    session.outstanding = held
+    assert session.next_step(0, 100).room is None, "it fetches nothing"
+    step = session.next_step(3, 100)
+    assert step.room == (MAX_ENTRIES, room, STEP_BYTES)
 
 
 @pytest.mark.parametrize("items", [0, 3])

@@ -42,16 +42,18 @@ end
 -- itself refuses a command on a wrong type only when it comes to it, behind what was written before.
 local KEY_TYPES = {s = 'stream', h = 'hash', z = 'zset'}
 
-local function guarded(letters, callback)
-  return function(keys, args)
-    for index = 1, math.min(#letters, #keys) do
-      local wanted, found = KEY_TYPES[string.sub(letters, index, index)], redis.call('TYPE', keys[index]).ok
-      if wanted and found ~= wanted and found ~= 'none' then
-        return corrupt(keys[index] .. ' is a ' .. found .. ', not a ' .. wanted)
-      end
+-- The error of the first key that has another type than its letter says, or nil.
+local function wrong_type(letters, keys)
+  for index = 1, math.min(#letters, #keys) do
+    local wanted, found = KEY_TYPES[string.sub(letters, index, index)], redis.call('TYPE', keys[index]).ok
+    if wanted and found ~= wanted and found ~= 'none' then
+      return corrupt(keys[index] .. ' is a ' .. found .. ', not a ' .. wanted)
     end
-    return callback(keys, args)
   end
+end
+
+local function guarded(letters, callback)
+  return function(keys, args) return wrong_type(letters, keys) or callback(keys, args) end
 end
 
 local function now_us()

@@ -56,7 +56,7 @@ local function acquire(keys, args)
   end
   redis.call('HSET', keys[1], 'plan', args[3])
   local epoch = lease_grant(keys[1], lease, args[1], args[2])
-  redis.call('SPUBLISH', args[7], 'lease')
+  redis.call('SPUBLISH', args[7], 'taken ' .. args[2]) -- the taker itself need not look
   return {'OK', epoch, '0'}
 end
 

@@ -1,8 +1,10 @@
 -- step: commit what was finished since the last step and fetch what comes next, for the lease's owner only.
 -- KEYS   1 stream   2 meta   3 group hash; when there is more to do than finish and fetch entries: 4 dead letters
 --        5 later   6 kept   7 expiring   8 timed, then the keys of effects
--- ARGV   1 group   2 token   3 step number   4 '1' to renew the lease   5 cursor: '>' for new entries, or an entry id
---        to read the pending ones after it   6 entries to fetch at most (0: none)   7 '1' to be rung when nothing came
+-- ARGV   1 group   2 token   3 step number   4 '1' to renew the lease   5 cursor: '>' for new entries, an entry id to
+--        read the pending ones after it, or an entry id and '>' for those and, where that was all, new ones behind them
+--        6 entries to fetch at most (0: none); the first so many where a room is given
+--        7 '1' to be rung when there is no more (without a room: when nothing came)
 --        8 messages acknowledged   9 messages retried   10 items of `later` known up to this id
 --        then sections, each at most once: a name, a count, and that many items of
 --          done     entry finished whole
@@ -14,12 +16,15 @@
 --          untouched  entry that was delivered and not handled: its delivery does not count
 --          unget    item of `later` that was fetched and not handled: the same
 --          seen     version of the marks of deleted messages that the caller knows
+--          room     entries, messages and bytes to fetch: new ones are read on until about so much of any is there. With a
+--                   cursor of both kinds nothing is read while there are items of `later` above the known ones
 --          job      job id, ms to keep its record, the record
 --          effect   see effect.lua
 -- reply  {'OK', heir nonce once it is ready else '', entries as XREADGROUP gives them,
 --         for each pending entry 'times delivered:progress', next item id of `later`, ms until a delayed message is due
 --         or '', version of the marks of deleted messages or '', server time in ms, items of `later` above the known ones
---         (at most 1000), for each item of get its record or ''}
+--         (at most 1000), for each item of get its record or ''; and where a room is given what may be left: 'pending'
+--         entries, 'new' ones, or '' when that was all there is}. The server time is 0 where nothing depends on it.
 --        {'REPEAT', heir}    this step (or a later one) was applied before: nothing was applied, nothing fetched; a
 --                            renewal that it asks for counts again, because the owner trusts its lease from this call on
 --        {'FENCED', epoch}   the token is not the lease's: nothing was done
@@ -31,16 +36,19 @@
 -- allow-oom: a full server must be able to drain.
 
 local STEP_WIDTH = {done = 1, part = 2, dead = 2, put = 5, drop = 1, get = 1, untouched = 1, unget = 1, seen = 1,
-  job = 3}
-local STEP_SMALL = {done = true, part = true, untouched = true, seen = true} -- for which three keys are enough
+  job = 3, room = 3}
+local STEP_SMALL = {done = true, part = true, untouched = true, seen = true, room = true} -- for which three keys are enough
 local STEP_PAGE = 1000
+local STEP_KEYS = 'shhszhzh'
 
 local function step_item(text) return string.find(text, '^[1-9]%d*$') and natural(text) end
 local function step_put(text) return text == '0' or step_item(text) end
 
 -- What the parts of an item must be, by their place; others may be anything.
 local STEP_FORM = {done = {entry_id}, part = {entry_id}, dead = {natural}, put = {step_put, natural, natural},
-  drop = {step_item}, get = {step_item}, untouched = {entry_id}, unget = {step_item}, seen = {}, job = {[2] = natural}}
+  drop = {step_item}, get = {step_item}, untouched = {entry_id}, unget = {step_item}, seen = {}, job = {[2] = natural},
+  room = {natural, natural, natural}}
+local STEP_ABSENT = {first = 0, size = 0}
 
 local function step_sound(args, name, first, size)
   local width, form = STEP_WIDTH[name], STEP_FORM[name]
@@ -55,8 +63,9 @@ end
 
 -- Where each section begins and how many items it has; nil when the arguments are not well formed.
 local function step_sections(keys, args)
-  local sections, at = {effect = {first = 0, size = 0}}, 11
-  for name in pairs(STEP_WIDTH) do sections[name] = {first = 0, size = 0} end
+  local none = STEP_ABSENT
+  local sections, at = {done = none, part = none, dead = none, put = none, drop = none, get = none, untouched = none,
+    unget = none, seen = none, job = none, room = none, effect = none}, 11
   while at <= #args do
     local name, size = args[at], natural(args[at + 1] or '')
     if not sections[name] or sections[name].first > 0 or not size then return nil end
@@ -91,8 +100,10 @@ local function step_acknowledge(keys, args, list)
   end
 end
 
--- Notes in meta how far this group is, for those who trim, and for the appends of a queue that is full.
+-- Notes in meta how far this group is, for those who trim, and for the appends of a queue that is full. Returns the first
+-- entry that it has not finished, if that was looked for.
 local function step_tell(keys, group, lease, changes, done)
+  local floor = nil
   local function field(name) return whole(changes[name] or lease[name]) or 0 end
   local last = changes.last or lease.last
   local flat = {'fin:' .. group,
@@ -100,70 +111,18 @@ local function step_tell(keys, group, lease, changes, done)
   if last then flat[3], flat[4] = 'last:' .. group, last end
   if done then
     local pending = redis.call('XPENDING', keys[1], group)
-    local floor = pending[1] > 0 and pending[2] or (last and id_after(last))
+    floor = pending[1] > 0 and pending[2] or (last and id_after(last))
     if floor then flat[#flat + 1], flat[#flat + 2] = 'floor:' .. group, floor end
   end
   redis.call('HSET', keys[2], unpack(flat))
+  return floor
 end
 
--- Gives back the space of entries that every group has finished.
-local function step_trim(keys, meta)
+-- Gives back the space of entries that every group has finished; `floor` is where this one stands.
+local function step_trim(keys, group, meta, floor)
   if meta.retains then return end -- tidy trims by age or size
-  local floor = trim_floor(keys[2], meta.groups)
+  if not floor or meta.groups ~= group then floor = trim_floor(keys[2], meta.groups) end
   if floor and floor ~= '+' then redis.call('XTRIM', keys[1], 'MINID', floor) end
-end
-
--- Counts what was just delivered. `foreign` are messages that did not come through append: another client's entries, and
--- forged or broken ones. Ours follow one another without a gap, unless a full queue dropped its oldest: what is missing is
--- `lost`, and counts as gone before the group began. Once everything there is was delivered, whatever was delivered
--- beyond what was appended is foreign, which puts right what a forged number may have upset.
-local function step_count(keys, group, entries, appended, changes, lease)
-  local base, delivered = whole(lease.base) or 0, natural(lease.delivered) or 0
-  local foreign, lost = natural(lease.foreign) or 0, 0
-  for index = 1, #entries do
-    local count, at = entry_count(entries[index][2])
-    local gap = at and at - (base + delivered - foreign)
-    if gap and gap > 0 and lost + gap <= lease.skip then
-      base, lost, gap = base + gap, lost + gap, 0
-    end
-    if gap ~= 0 then foreign = foreign + count end
-    delivered = delivered + count
-  end
-  if appended then
-    local rest = appended - (base + delivered - foreign)
-    if rest > 0 and lost + rest <= lease.skip then base, lost = base + rest, lost + rest end
-    foreign = math.max(base + delivered - appended, 0)
-  end
-  if #entries > 0 then
-    changes.last = entries[#entries][1]
-    changes.delivered = decimal(delivered)
-  end
-  if decimal(foreign) ~= lease.foreign then changes.foreign = decimal(foreign) end
-  if lost > 0 then
-    changes.base, changes.lost = decimal(base), decimal((natural(lease.lost) or 0) + lost)
-    add(keys[2], 'skip:' .. group, decimal(-lost))
-  end
-end
-
-local function step_fetch(keys, args, limit, changes, lease, meta)
-  local reply = redis.call('XREADGROUP', 'GROUP', args[1], 'owner', 'COUNT', limit, 'STREAMS', keys[1], args[5])
-  local entries = reply and reply[1][2] or {}
-  local progress = {}
-  if args[5] == '>' then
-    step_count(keys, args[1], entries, #entries < limit and meta.appended or nil, changes, lease)
-  else
-    for index = 1, #entries do
-      local id = entries[index][1]
-      local pending = redis.call('XPENDING', keys[1], args[1], id, id, 1)[1]
-      progress[index] = decimal(pending and pending[4] or 0) .. ':' .. (redis.call('HGET', keys[3], 'x:' .. id) or '')
-      -- An entry that someone deleted while it was pending has no fields; an array can't end in nil.
-      if not entries[index][2] then entries[index][2] = {} end
-    end
-  end
-  if #entries == 0 and args[7] == '1' and meta.waiting ~= '1' then
-    redis.call('HSET', keys[2], 'waiting', '1')
-  end
-  return entries, progress
 end
 
 local function later_member(id, due, gets, tag)
@@ -241,17 +200,29 @@ end
 local STEP_FIELDS = {'token', 'step', 'epoch', 'renewals', 'heir_nonce', 'heir_ready', 'acked', 'retried', 'dead',
   'delivered', 'foreign', 'base', 'last', 'lost', 'later_next', 'replayed', 'refused'}
 
-local function step_lease(key)
-  local lease, values = {}, redis.call('HMGET', key, unpack(STEP_FIELDS))
-  for index, name in ipairs(STEP_FIELDS) do lease[name] = values[index] end
-  return lease
+local function step_lease(values)
+  return {token = values[1], step = values[2], epoch = values[3], renewals = values[4], heir_nonce = values[5],
+    heir_ready = values[6], acked = values[7], retried = values[8], dead = values[9], delivered = values[10],
+    foreign = values[11], base = values[12], last = values[13], lost = values[14], later_next = values[15],
+    replayed = values[16], refused = values[17]}
 end
 
-local function step_meta(key, group)
-  local values = redis.call('HMGET', key, 'appended', 'waiting', 'due', 'marks', 'groups', 'skip:' .. group,
-    'retention_ms', 'retention_bytes')
-  return {appended = natural(values[1] or ''), waiting = values[2], due = natural(values[3] or ''), marks = values[4] or '',
-    groups = values[5], skip = natural(values[6] or '') or 0, retains = values[7] or values[8]}
+local function step_meta_fields(group)
+  return {'appended', 'waiting', 'due', 'marks', 'groups', 'skip:' .. group, 'retention_ms', 'retention_bytes'}
+end
+
+local function step_meta(values)
+  return {appended = natural(values[1]), waiting = values[2], due = natural(values[3]), marks = values[4] or '',
+    groups = values[5], skip = natural(values[6]) or 0, retains = values[7] or values[8]}
+end
+
+-- What would refuse a part of the step when another part is done.
+local function step_refused(keys, args, sections)
+  if #args == 10 or (#args == 15 and sections.room.size == 1) then return wrong_type('s', keys) end
+  local refused = redis.pcall('XPENDING', keys[1], args[1]).err
+  if not refused then return nil end
+  if string.find(refused, 'NOGROUP', 1, true) then return corrupt(keys[1] .. ' is gone, or has no group ' .. args[1]) end
+  return wrong_type('s', keys) or redis.error_reply(refused)
 end
 
 -- The answer to a step whose number was used before.
@@ -265,12 +236,19 @@ local function step(keys, args)
   if #keys < 3 or #args < 10 then return misuse('step takes 3 or more keys and at least 10 arguments') end
   local number, limit, known = natural(args[3]), natural(args[6]), natural(args[10])
   local acked, retried, sections = natural(args[8]), natural(args[9]), step_sections(keys, args)
-  local cursor = args[5] == '>' or entry_id(args[5])
+  local cursor = args[5] == '>' or entry_id((string.gsub(args[5], '>$', '')))
   if not (number and limit and known and acked and retried and sections and cursor) then
     return misuse('step was given malformed arguments')
   end
 
-  local lease = step_lease(keys[3])
+  local wrong = #keys > 3 and wrong_type(STEP_KEYS, keys)
+  if wrong then return wrong end
+  -- Where there are but three keys, reading two tells their types, before anything is written.
+  local values = redis.pcall('HMGET', keys[3], unpack(STEP_FIELDS))
+  local meta = #keys == 3 and redis.pcall('HMGET', keys[2], unpack(step_meta_fields(args[1])))
+  local unread = values.err or (meta and meta.err)
+  if unread then return wrong_type(STEP_KEYS, keys) or redis.error_reply(unread) end
+  local lease = step_lease(values)
   if not lease.token or lease.token == '' or lease.token ~= args[2] then return {'FENCED', lease.epoch or '0'} end
   local heir = lease.heir_ready == '1' and lease.heir_nonce or ''
   local renewals = args[4] == '1' and decimal((natural(lease.renewals) or 0) + 1) or nil
@@ -284,12 +262,8 @@ local function step(keys, args)
   if not step_known(args, sections.put, natural(lease.later_next) or 1) then
     return misuse('step was given an item that never was')
   end
-  -- What would refuse a part of the step when another part is done.
-  local refused = #args > 10 and redis.pcall('XPENDING', keys[1], args[1]).err
-  if refused then
-    local absent = string.find(refused, 'NOGROUP', 1, true)
-    return absent and corrupt(keys[1] .. ' is gone, or has no group ' .. args[1]) or redis.error_reply(refused)
-  end
+  local refused = step_refused(keys, args, sections)
+  if refused then return refused end
   if sections.dead.size > 0 and exhausted(keys[4]) then return corrupt(keys[4] .. ' has no ids left') end
 
   if sections.effect.size > 0 then
@@ -303,7 +277,7 @@ local function step(keys, args)
     end
   end
 
-  local changes, now = {step = args[3], renewals = renewals}, now_ms()
+  local changes, now = {step = args[3], renewals = renewals}, #keys > 3 and now_ms() or 0
   if acked > 0 then changes.acked = decimal((natural(lease.acked) or 0) + acked) end
   if retried > 0 then changes.retried = decimal((natural(lease.retried) or 0) + retried) end
   if sections.done.size > 0 then step_acknowledge(keys, args, sections.done) end
@@ -318,15 +292,20 @@ local function step(keys, args)
   local next_item = step_later(keys, args, sections, natural(lease.later_next) or 1, now, changes)
   step_jobs(keys, args, sections.job, now)
 
-  local meta = step_meta(keys[2], args[1])
+  -- An effect may have sent to this very shard: what was read before is old then.
+  meta = step_meta(meta or redis.call('HMGET', keys[2], unpack(step_meta_fields(args[1]))))
   lease.skip = meta.skip
-  local entries, progress, items, records = {}, {}, {}, {}
-  if limit > 0 then entries, progress = step_fetch(keys, args, limit, changes, lease, meta) end
+  if now == 0 and meta.due then now = now_ms() end
+  local entries, progress, left, items, records = {}, {}, 'pending', {}, {}
   for index = get.first, get.first + get.size - 1 do
     records[#records + 1] = later_get(keys[5], keys[6], args[index])
   end
   if #keys >= 5 and next_item - 1 > known then
     items = redis.call('ZRANGEBYSCORE', keys[5], '(' .. decimal(known), '+inf', 'LIMIT', 0, STEP_PAGE)
+  end
+  local room = step_room(args, sections.room)
+  if limit > 0 and (#items == 0 or not (room and string.find(args[5], '.>$'))) then
+    entries, progress, left = step_fetch(keys, args, limit, room, changes, lease, meta)
   end
   local flat = {}
   for name, value in pairs(changes) do
@@ -335,12 +314,13 @@ local function step(keys, args)
   end
   redis.call('HSET', keys[3], unpack(flat))
   local done = sections.done.size > 0
+  local floor = nil
   if done or changes.acked or changes.dead or changes.last or changes.base or changes.foreign then
-    step_tell(keys, args[1], lease, changes, done)
+    floor = step_tell(keys, args[1], lease, changes, done)
   end
-  if done then step_trim(keys, meta) end
+  if done then step_trim(keys, args[1], meta, floor) end
   return {'OK', heir, entries, progress, decimal(next_item),
-    meta.due and decimal(math.max(meta.due - now, 0)) or '', meta.marks, decimal(now), items, records}
+    meta.due and decimal(math.max(meta.due - now, 0)) or '', meta.marks, decimal(now), items, records, room and left}
 end
 
-redis.register_function{function_name='shardq_1_step', callback=guarded('shhszhzh', step), flags={'allow-oom'}}
+redis.register_function{function_name='shardq_1_step', callback=step, flags={'allow-oom'}}
