@@ -72,11 +72,6 @@ def _on_own_stack(make: Callable[[], T]) -> T:
 def build_messages(decoded: records.RecordBatch, batch: Batch) -> list[Message]:
     """One Message for each record of a batch. Raises CorruptData for times that could not be written again."""
     base, offsets, keys, values, headers = decoded[:5]
-    if offsets is None and headers is None:
-        return [
-            Message(key, value, None, base, index, batch)
-            for index, (key, value) in enumerate(zip(keys, values, strict=True))
-        ]
     if offsets and (base + min(offsets) < -_MAX_MS or base + max(offsets) > _MAX_MS):
         msg = f"a record batch holds times beyond {_MAX_MS} ms"
         raise CorruptData(msg)

@@ -169,8 +169,9 @@ def decode(data: bytes) -> RecordBatch:
 
 
 def _check(batch: RecordBatch, count: int) -> None:
-    lists = (batch.keys, batch.values, batch.offsets_ms, batch.headers)
-    if count < 1 or any(part is not None and len(part) != count for part in lists):
+    offsets, headers = batch.offsets_ms, batch.headers
+    sound = len(batch.keys) == len(batch.values) == count > 0
+    if not sound or (offsets is not None and len(offsets) != count) or (headers is not None and len(headers) != count):
         msg = f"a record batch whose header says {count} messages holds lists of other lengths"
         raise CorruptData(msg)
     if not _KEY_TYPES.issuperset(map(type, batch.keys)):

@@ -1,8 +1,8 @@
 """One owned shard, from the first fetch to the last commit: what is in flight, what the next step carries. Pure.
 
 Invariants (tests/core/test_session.py holds a model of the store to them):
-- What is handled later is known before any entry is fetched: a step that has news of it brings no entry. Pending entries
-  come next, from ID 0 in order; only when they are through, new ones come, in the same step if there is room.
+- What is handled later is known before any entry is fetched: while there is news of it, a step brings no entry. Pending
+  entries come next, from ID 0 in order; only when they are through, new ones come, in the same step if there is room.
 - An entry is acknowledged when each of its messages is finished or put off; progress of the others is committed with
   each step. A message counts as gone from its entry only in the step that stores it elsewhere.
 - A step is built once and sent until it is answered; what it carries is dropped only when the store says it applied it.
@@ -271,8 +271,8 @@ class Session:
         return min(by_count, by_bytes, self.entries_cap)
 
     def next_step(self, entries_max: int, messages_max: int = 0) -> Step:
-        """The next step: what is finished so far, as far as it fits, and a fetch of `entries_max` entries. If those leave
-        room for more, below about `messages_max` messages in hand, more come with them."""
+        """The next step: what is finished so far, as far as it fits, and a fetch of `entries_max` entries. If those
+        leave room for more, below about `messages_max` messages in hand, more come with them."""
         self.number += 1
         room = (max(entries_max, self.entries_cap), max(messages_max - self.outstanding, 1), STEP_BYTES)
         self._take_burials()

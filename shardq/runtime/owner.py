@@ -43,6 +43,7 @@ FULL_PAUSE_S = 0.1
 TIDY_EVERY_S = 30.0
 PROMOTE_AT_ONCE = 500
 HEIR_PATIENCE_S = 2.0
+POLLS_SPREAD_OVER = 8  # moments in which the idle shards of a worker are looked at, one after another
 
 CANT_TAKE = "can't take a lease yet"
 CANT_CONSUME = "a shard can't be consumed"
@@ -82,6 +83,7 @@ class ShardOwner:
         self._queue, self._group, self._keys = queue, group, keys
         self._worker, self._nonce = worker, nonce
         self._taken = f"taken {nonce}"  # what the bell says when this very worker took the lease
+        self._phase = random.Random(nonce).random()  # the same for all shards of a worker, another for each worker
         self._settings, self._pipes, self._confirm = settings, pipes, confirm
         self._runners = runners
         self._plan_version, self._hears, self._is_silent = plan_version, hears, is_silent
@@ -306,10 +308,13 @@ class ShardOwner:
             )
             due = min(due, commit)
         if caught_up:
-            due = min(
-                due, stepped_at + (settings.idle_poll_s if self._hears(self._keys.bell) else settings.deaf_poll_s)
-            )
+            poll = settings.idle_poll_s if self._hears(self._keys.bell) else settings.deaf_poll_s
+            due = min(due, self._together(stepped_at + poll, poll / POLLS_SPREAD_OVER))
         return due - now
+
+    def _together(self, due: float, tick: float) -> float:
+        """A little earlier, when other idle shards of this worker are due too: their steps share a write."""
+        return due - (due + self._phase * tick) % tick
 
     @staticmethod
     async def _rest(held: OwnedShard, pause: float, wake_at: int) -> None:

@@ -138,8 +138,8 @@ class OwnedShard(Ownership):
     # -- outcomes --------------------------------------------------------------------------------------------
 
     def finish(self, message: Message) -> Message | None:
-        """The handler returned. Returns the next message of the key, if it waited for this one: it is to be handled now,
-        or put among those that are ready."""
+        """The handler returned. Returns the next message of the key, if it waited for this one: it is to be handled
+        now, or put among those that are ready."""
         if self.lost:
             return None
         session = self.session

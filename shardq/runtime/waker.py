@@ -8,7 +8,7 @@ import asyncio
 
 
 class Waker:
-    """One task waits, anyone wakes it. What happens while nobody waits is not kept: the waiter looks before it waits."""
+    """One task waits, anyone wakes it. What happens while nobody waits is not kept: whoever waits looks first."""
 
     __slots__ = ("_waiting",)
 

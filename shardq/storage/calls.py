@@ -15,7 +15,7 @@ from shardq.errors import LeaseLost, UnknownQueue
 from shardq.storage.cluster import Confirm, Packed, pack_call
 from shardq.storage.keys import ShardKeys
 from shardq.storage.pipes import Pipes
-from shardq.storage.reply import entries_of, shape, text, texts
+from shardq.storage.reply import checked_entries, shape, text, texts
 
 # -- queues --------------------------------------------------------------------------------------------------
 
@@ -206,9 +206,8 @@ def _fetched(reply: Any, content: Step) -> Fetched:
     _, _, entries, progress, next_item, due, marks, now, items, records, *left = reply
     if len(texts(records)) != len(content.gets):
         raise ValueError
-    entries_of(entries)
     return Fetched(
-        [(entry, fields or ()) for entry, fields in entries],
+        checked_entries(entries),
         texts(progress),
         int(next_item),
         int(due) if due else None,

@@ -4,12 +4,16 @@ raises CorruptData. Knows no function in particular.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from shardq.core.ids import entry_key
 from shardq.errors import CorruptData, UsageError
+
+# Ids whose numbers are below 2**64 for their length alone, as those of our time are.
+_PLAIN_ID = re.compile(rb"[1-9][0-9]{0,18}-(?:0|[1-9][0-9]{0,18})")
 
 
 @contextmanager
@@ -41,6 +45,18 @@ def entries_of(reply: Any) -> list[tuple[str, list[bytes]]]:
     if type(reply) is not list:
         raise TypeError
     return [(_entry_id(entry), texts(fields or [])) for entry, fields in reply]
+
+
+def checked_entries(reply: Any) -> list[tuple[bytes, Sequence[bytes]]]:
+    """The same with the ids as they came, for the step, which fetches so many."""
+    if type(reply) is not list:
+        raise TypeError
+    found: list[tuple[bytes, Sequence[bytes]]] = []
+    for entry, fields in reply:
+        if _PLAIN_ID.fullmatch(text(entry)) is None:
+            _entry_id(entry)
+        found.append((entry, texts(fields or [])))
+    return found
 
 
 def _entry_id(entry: Any) -> str:

@@ -36,8 +36,8 @@ class Request(Protocol):
 
 
 class Call:
-    """A request that one task waits for. A future of the event loop's own: an anyio event and a cancel scope with a time
-    limit cost several times as much, and there is one of these for every step."""
+    """A request that one task waits for, by a future of the event loop's own: an anyio event and a cancel scope with a
+    time limit cost several times as much, and there is one of these for every step."""
 
     __slots__ = ("_future", "_packed", "deadline", "done", "error", "reply", "slot")
 

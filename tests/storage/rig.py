@@ -140,6 +140,7 @@ class Rig:
         known: int | None = None,
         renew: bool = False,
         wait: bool = False,
+        room: tuple[int, int, int] | None = None,
         group: str = "g",
     ) -> Stepped:
         """One step; the next number of this token unless one is given. The index of what is handled later is asked for
@@ -162,6 +163,7 @@ class Rig:
             gets=list(gets),
             jobs=list(jobs),
             effects=[(self.message, effect) for effect in effects],
+            room=room,
         )
         return await calls.step(
             self.pipes, self.shard, group, token, content, renew=renew, wait=wait, timeout_s=TIMEOUT_S
