@@ -177,8 +177,8 @@ def _check(batch: RecordBatch, count: int) -> None:
     if not _KEY_TYPES.issuperset(map(type, batch.keys)):
         msg = "a record batch holds a key that is neither str nor bytes"
         raise CorruptData(msg)
-    for headers in batch.headers or ():
-        if headers and any(type(value) not in (str, bytes) for value in headers.values()):
+    for own in headers or ():
+        if own and any(type(value) not in (str, bytes) for value in own.values()):
             msg = "a record batch holds a header that is neither str nor bytes"
             raise CorruptData(msg)
     if batch.holes is not None:

@@ -29,7 +29,7 @@ def brought(stepped: Stepped) -> tuple[list[str], str]:
 
 
 async def waits(shard: Rig) -> bool:
-    return await shard.command("HGET", shard.shard.meta, "waiting") == b"1"
+    return bool(await shard.command("HGET", shard.shard.meta, "waiting") == b"1")
 
 
 async def test_pending_entries_and_new_ones_come_in_one_step(shard: Rig) -> None:
