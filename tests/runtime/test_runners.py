@@ -1,0 +1,124 @@
+"""Whose turn it is among the keys of a shard, with a clock of the test's own; and the waker of the loop that commits.
+No server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from shardq.core.intake import build_messages
+from shardq.core.lease import Trust
+from shardq.core.message import Batch, Message
+from shardq.core.records import RecordBatch
+from shardq.runtime import runners
+from shardq.runtime.runners import MessageRunners
+from shardq.runtime.settings import WorkerSettings
+from shardq.runtime.shard import OwnedShard
+from shardq.runtime.waker import Waker
+from shardq.storage.keys import ShardKeys
+
+pytestmark = pytest.mark.anyio
+
+
+class Rig:
+    """One shard and one runner; `handled` are the values of the messages in the order their handlers began."""
+
+    now_s = 100.0
+
+    def __init__(
+        self, keys: str, handler: Callable[[Message], Awaitable[Any]] | None = None, took_s: float = 0
+    ) -> None:
+        self.handled: list[str] = []
+        self.took_s, self.handler = took_s, handler
+        self.runners = MessageRunners(WorkerSettings(concurrency=1), self.handle)
+        self.shard = OwnedShard(
+            "q",
+            "g",
+            0,
+            1,
+            "n",
+            keys=cast("ShardKeys", SimpleNamespace(slot=1)),
+            step=0,
+            trust=Trust(5000.0, self.now_s),
+            ready=self.runners.ready,
+            by_key=True,
+        )
+        values = [f"{key}{keys[:place].count(key)}" for place, key in enumerate(keys)]
+        batch = Batch(self.shard, "1-0", len(keys))
+        self.shard.session.in_flight["1-0"] = batch
+        self.shard.session.outstanding = len(keys)
+        self.messages = build_messages(RecordBatch(1, None, list(keys), values, None), batch)
+
+    async def handle(self, message: Message) -> None:
+        self.handled.append(message.value)
+        self.now_s += self.took_s
+        if self.handler is not None:
+            await self.handler(message)
+
+    async def run(self, monkeypatch: pytest.MonkeyPatch) -> str:
+        monkeypatch.setattr(runners, "monotonic", lambda: self.now_s)
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as tasks:
+                self.runners.start(tasks)
+                self.runners.deliver(self.shard, [self.messages])
+                while self.shard.session.outstanding:
+                    await anyio.lowlevel.checkpoint()
+                tasks.cancel_scope.cancel()
+        assert self.shard.running == 0
+        return " ".join(self.handled)
+
+
+async def test_what_follows_in_a_key_goes_on_while_handlers_are_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await Rig("abaab").run(monkeypatch) == "a0 a1 a2 b0 b1"
+
+
+async def test_keys_take_turns_when_handlers_take_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig("aaabbc", took_s=2 * runners.YIELD_AFTER_S)
+    assert await rig.run(monkeypatch) == "a0 b0 c0 a1 b1 a2"
+
+
+async def test_a_key_with_much_to_do_gives_way_after_its_share_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig("a" * 50 + "b", took_s=runners.YIELD_AFTER_S / 4)
+    order = (await rig.run(monkeypatch)).split()
+    assert order.index("b0") in range(1, 8)
+    assert [value for value in order if value != "b0"] == [f"a{number}" for number in range(50)]
+
+
+async def test_a_runner_that_is_interrupted_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def interrupt(message: Message) -> None:
+        if message.value == "a0":
+            rig.runners.interrupt(rig.shard)
+
+    rig = Rig("aab", interrupt)
+    assert await rig.run(monkeypatch) == "a0 a1 b0"
+
+
+async def test_what_follows_in_a_shard_that_is_lost_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def lose(message: Message) -> None:
+        rig.shard.lose()
+        rig.shard.session.outstanding = 0
+
+    rig = Rig("aab", lose)
+    assert await rig.run(monkeypatch) == "a0"
+
+
+async def test_a_waker_ends_a_wait_once_and_at_its_time() -> None:
+    waker = Waker()
+    waker.set()  # nobody waits: not kept
+    with anyio.fail_after(30):
+        await waker.wait(0.01)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(waker.wait)
+            await anyio.lowlevel.checkpoint()
+            waker.set()
+            waker.set()
+    with anyio.move_on_after(0.01) as limit:
+        await waker.wait()
+    assert limit.cancelled_caught
+    waker.set()
