@@ -343,15 +343,9 @@ class Queue:
 
     async def counters(self, groups: Sequence[str] | None = None) -> dict[int, counters.ShardCounters]:
         """The counters of every shard, and of the named groups (default: every registered one)."""
-        found: dict[int, counters.ShardCounters] = {}
         if groups is None:
             first = await counters.inspect(self.client.pipes, next(iter(self.shards.values())), ())
             groups = first.registered
-
-        async def look(shard: int) -> None:
-            found[shard] = await counters.inspect(self.client.pipes, self.shards[shard], groups)
-
-        async with task_group() as tasks:
-            for shard in self.shards:
-                tasks.start_soon(look, shard)
-        return dict(sorted(found.items()))
+        shards = sorted(self.shards)
+        found = await counters.inspect_all(self.client.pipes, [self.shards[shard] for shard in shards], groups)
+        return dict(zip(shards, found, strict=True))

@@ -10,6 +10,7 @@ from typing import Any
 
 from shardq.errors import UnknownQueue
 from shardq.storage.calls import missing_shard
+from shardq.storage.cluster import pack_call
 from shardq.storage.keys import ShardKeys
 from shardq.storage.pipes import Pipes
 from shardq.storage.reply import shape
@@ -85,10 +86,27 @@ class ShardCounters:
 
 async def inspect(pipes: Pipes, shard: ShardKeys, groups: Sequence[str], *, timeout_s: float = 5.0) -> ShardCounters:
     """The counters of a shard and of the groups named. Raises UnknownQueue when its keys are gone."""
+    (counters,) = await inspect_all(pipes, [shard], groups, timeout_s=timeout_s)
+    return counters
+
+
+async def inspect_all(
+    pipes: Pipes, shards: Sequence[ShardKeys], groups: Sequence[str], *, timeout_s: float = 5.0
+) -> list[ShardCounters]:
+    """The same of many shards, side by side."""
+    calls = [(shard.slot, pack_call("inspect", _keys(shard, groups), groups)) for shard in shards]
+    replies = await pipes.commands(calls, timeout_s=timeout_s)
+    return [_read(shard, groups, reply) for shard, reply in zip(shards, replies, strict=True)]
+
+
+def _keys(shard: ShardKeys, groups: Sequence[str]) -> list[str]:
     keys = [shard.stream, shard.meta]
     for group in groups:
         keys += [shard.group(group), shard.dead(group), shard.later(group)]
-    reply = await pipes.call(shard.slot, "inspect", keys, list(groups), timeout_s=timeout_s)
+    return keys
+
+
+def _read(shard: ShardKeys, groups: Sequence[str], reply: Any) -> ShardCounters:
     with shape("inspect"):
         missing = reply[0] == b"MISSING"
         if not missing:

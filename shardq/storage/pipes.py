@@ -99,6 +99,14 @@ class Pipes:
             self._calls.discard(call)
             sending.leave()
 
+    async def commands(
+        self, commands: Sequence[tuple[int, bytes]], *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> list[Any]:
+        """Sends many commands that are safe to repeat, each to its slot; their replies, in order. Raises the
+        error of the first one that failed."""
+        deadline = monotonic() + timeout_s
+        return await self._answers([Call(slot, Packed(data), deadline) for slot, data in commands], deadline)
+
     async def commands_once(
         self, slot: int, commands: Sequence[bytes], *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> list[Any]:
