@@ -12,24 +12,20 @@ Invariants:
 from __future__ import annotations
 
 import logging
-import random
 import secrets
 import time
-from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
-from itertools import islice
 from types import TracebackType
 from typing import Any
 
 import anyio
 import anyio.lowlevel
-import mmh3
 
 from shardq.core import records
 from shardq.core.compression import Compression
 from shardq.core.conditions import JOB_KEEP_S, Condition, condition, seconds
-from shardq.core.hashing import key_hash
 from shardq.core.jobs import QUEUED, JobState, encode_state, job_headers
 from shardq.core.meters import SendMeters
 from shardq.core.records import Headers, Key
@@ -37,8 +33,6 @@ from shardq.core.routing import RoutingTable
 from shardq.core.values import ValueType
 from shardq.errors import (
     ClosedError,
-    InvalidKey,
-    MessageTooLarge,
     NotStored,
     ShardqError,
     StoreTimeout,
@@ -46,6 +40,7 @@ from shardq.errors import (
     UsageError,
 )
 from shardq.runtime.buffers import PendingBatch, ShardBuffer
+from shardq.runtime.filling import CHUNK, MESSAGE_OVERHEAD_BYTES, Filler, Limits
 from shardq.runtime.jobs import Job, new_job_id
 from shardq.runtime.tracing import Tracer
 from shardq.storage import calls
@@ -55,12 +50,7 @@ from shardq.storage.pipes import Pipes
 
 _log = logging.getLogger("shardq")
 
-CHUNK = 2000
-CHUNK_PER_SHARD = 8  # with many shards a larger chunk, or each call would carry but a few messages
-CHUNK_BYTES = 1024 * 1024
 CONDITIONAL_MESSAGES = 200
-_SURROGATES = "a str key has surrogates that UTF-8 can't carry: send the key as bytes instead"
-MESSAGE_OVERHEAD_BYTES = 8
 
 
 class Producer:
@@ -98,23 +88,16 @@ class Producer:
         self._tracer = tracer  # for traced.py, which sets the spans around the calls of this class
         self.delivery_timeout_s = delivery_timeout_s
         self._cluster = cluster
-        self._table = table
-        self._max_batch_messages = max_batch_messages
-        self._max_batch_bytes = max_batch_bytes
-        self._max_message_bytes = max_message_bytes
         self._max_buffered_bytes = max_buffered_bytes
         self._shards = [
             ShardBuffer(self, index, shard.id, shards[shard.id]) for index, shard in enumerate(table.shards)
         ]
-        self._buffered_bytes = 0
-        self._unsettled: set[PendingBatch] = set()
+        limits = Limits(max_batch_messages, max_batch_bytes, max_message_bytes)
+        self._filler = Filler(self._shards, table, limits)
         self._space: anyio.Event | None = None
         self._unreported: dict[PendingBatch, None] = {}
         self._bulk_failures: list[list[PendingBatch]] = []  # one list for each send_many under way
         self._failed_batches = 0
-        self._put_messages = 0
-        self._sticky = self._shards[random.randrange(len(self._shards))]
-        self._sticky_batch = self._sticky.open
         self._stack: AsyncExitStack | None = None
         self._pipes: Pipes | None = None
 
@@ -138,7 +121,7 @@ class Producer:
         if kind is None:
             await self.close()
             return
-        if self._unsettled:
+        if self._filler.unsettled:
             _log.warning(
                 "producer left by an error with %d messages not known to be stored", self._unsettled_messages()
             )
@@ -158,7 +141,7 @@ class Producer:
             if stack is not None:
                 await stack.aclose()
         finally:
-            for batch in list(self._unsettled):
+            for batch in list(self._filler.unsettled):
                 # Whoever still waits for a send must not wait for ever.
                 self.ended(batch, StoreTimeout("the producer was closed with this message under way"), ())
             if self._space is not None:
@@ -180,12 +163,12 @@ class Producer:
         return self._pipes
 
     def _read_buffered(self) -> int:
-        return self._buffered_bytes
+        return self._filler.buffered_bytes
 
     @property
     def buffered_bytes(self) -> int:
         """Bytes of the messages that are neither stored nor given up."""
-        return self._buffered_bytes
+        return self._filler.buffered_bytes
 
     async def send(
         self,
@@ -289,11 +272,11 @@ class Producer:
             else:
                 source, more = iter(messages) if values is None else map(values.pair, messages), True
                 while more and self._failed_batches == failed:
-                    before = self._put_messages
+                    before = self._filler.put_messages
                     try:
-                        more = self._put_chunk(source)
+                        more = self._filler.put_chunk(source)
                     finally:
-                        sent += self._put_messages - before
+                        sent += self._filler.put_messages - before
                     await anyio.lowlevel.checkpoint()
                     await self._wait_for_space()
         except UsageError as error:
@@ -307,7 +290,7 @@ class Producer:
 
         Raises NotStored when some are not, or not known to be: those that no `send` has raised an error for.
         """
-        waited = list(self._unsettled)
+        waited = list(self._filler.unsettled)
         for batch in waited:
             await batch.wait()
         self._raise_lost([batch for batch in waited if batch.error is not None])
@@ -337,16 +320,14 @@ class Producer:
         size = records.value_bytes(packed)
         if headers is not None:
             size += sum(len(name) + len(text) for name, text in records.check_headers(headers).items())
-        shard = self._shard_of(key)
+        shard = self._filler.shard_of(key)
         if key is not None:
             size += len(key)
-        self._check_size(size)
-        batch = self._add(shard, key, packed, size, time.time_ns() // 1_000_000)
-        index = len(batch.keys) - 1
+        self._filler.check_size(size)
+        batch, index = self._filler.put(shard, key, packed, size, time.time_ns() // 1_000_000)
         if headers:
             batch.headers = batch.headers or {}
             batch.headers[index] = dict(headers)
-        self._buffered_bytes += size + MESSAGE_OVERHEAD_BYTES
         shard.close_full()
         shard.start()
         return batch, index
@@ -356,7 +337,7 @@ class Producer:
     ) -> tuple[PendingBatch, int, str]:
         """Like `_put`, in a batch of messages that are each stored on a condition; with `job_ms` also as a job."""
         await self._wait_for_space(self.delivery_timeout_s)
-        shard = self._shard_of(wanted.once if key is None and wanted.once else key)
+        shard = self._filler.shard_of(wanted.once if key is None and wanted.once else key)
         packed = records.pack_value(value)
         own = dict(records.check_headers(headers)) if headers else None
         now_ms, job, state = time.time_ns() // 1_000_000, "", b""
@@ -366,119 +347,32 @@ class Producer:
             state = encode_state(JobState(job, QUEUED, self._queue_name, "", 0, now_ms, now_ms))
         alone = records.RecordBatch(now_ms, None, [key], [packed], [own] if own else None)
         data = records.encode(alone)
-        self._check_size(len(data))
+        self._filler.check_size(len(data))
         if self.compression is not None:
             data = records.encode(alone, self.compression)
         item = calls.Item(data, wanted.when, wanted.once, wanted.window_ms, job, job_ms, state)
         size = len(data) + len(state) + MESSAGE_OVERHEAD_BYTES
         batch, fresh = shard.add_conditional(item, size, anyio.current_time(), CONDITIONAL_MESSAGES)
         if fresh:
-            self._unsettled.add(batch)
-        self._buffered_bytes += size
+            self._filler.unsettled.add(batch)
+        self._filler.buffered_bytes += size
         shard.start()
         return batch, batch.count - 1, job
 
-    def _put_chunk(self, source: Iterator[tuple[Key, Any]]) -> bool:
-        """Takes a chunk of pairs; false when there are no more. The hot loop: about 0.4 us a message."""
-        shards, index_for, equal, hash_of = self._shards, self._table.index_for, self._table.equal_shards, mmh3.hash
-        pack_value, value_bytes, most = records.pack_value, records.value_bytes, self._max_message_bytes
-        batch_bytes, batch_messages = self._max_batch_bytes, self._max_batch_messages
-        now_ms = time.time_ns() // 1_000_000
-        count, total, chunk = 0, 0, max(CHUNK, CHUNK_PER_SHARD * len(shards))
-        try:
-            for key, value in islice(source, chunk):
-                if type(value) is bytes:
-                    size = len(value) + MESSAGE_OVERHEAD_BYTES
-                else:
-                    value = pack_value(value)
-                    size = value_bytes(value) + MESSAGE_OVERHEAD_BYTES
-                if type(key) is str:
-                    raw = key.encode()
-                    size += len(raw)
-                    hash_ = hash_of(raw, 0, False)
-                    shard = shards[hash_ * equal >> 32 if equal else index_for(hash_)]
-                else:
-                    shard = self._shard_of(key)
-                    size += len(key) if key is not None else 0
-                if size > most:
-                    self._check_size(size - MESSAGE_OVERHEAD_BYTES)
-                batch = shard.open
-                if batch.now_ms != now_ms:
-                    self._mark(batch, now_ms)
-                    if not shard.busy:
-                        shard.start()
-                keys = batch.keys
-                keys.append(key)
-                batch.values.append(value)
-                batch.size = filled = batch.size + size
-                if filled > batch_bytes or len(keys) >= batch_messages:
-                    shard.roll()
-                count += 1
-                total += size
-                if total > CHUNK_BYTES:
-                    break
-        except UnicodeEncodeError as error:
-            raise InvalidKey(_SURROGATES) from error
-        finally:
-            self._buffered_bytes += total
-            self._put_messages += count
-        return count == chunk or total > CHUNK_BYTES
-
-    def _add(self, shard: ShardBuffer, key: Key, value: Any, size: int, now_ms: int) -> PendingBatch:
-        batch = shard.open
-        if batch.keys and batch.size + size > self._max_batch_bytes:
-            shard.roll()
-            batch = shard.open
-        if batch.now_ms != now_ms:
-            self._mark(batch, now_ms)
-        batch.keys.append(key)
-        batch.values.append(value)
-        batch.size += size + MESSAGE_OVERHEAD_BYTES
-        return batch
-
-    def _mark(self, batch: PendingBatch, now_ms: int) -> None:
-        """Notes when the messages from here on were sent."""
-        if not batch.keys:
-            batch.opened_monotonic_s = anyio.current_time()
-            self._unsettled.add(batch)
-            batch.marks.clear()
-        batch.marks.append((len(batch.keys), now_ms))
-        batch.now_ms = now_ms
-
-    def _shard_of(self, key: Key) -> ShardBuffer:
-        if key is None:
-            return self._sticky_shard()
-        return self._shards[self._table.index_for(key_hash(key))]
-
-    def _sticky_shard(self) -> ShardBuffer:
-        """Messages without a key fill one batch, then the next shard's."""
-        if self._sticky.open is not self._sticky_batch:
-            self._sticky = self._shards[(self._sticky.index + 1) % len(self._shards)]
-            self._sticky_batch = self._sticky.open
-        return self._sticky
-
-    def _check_size(self, size: int) -> None:
-        if size > self._max_message_bytes:
-            msg = (
-                f"a message of {size} bytes is larger than max_message_bytes={self._max_message_bytes}: store it "
-                "elsewhere and send a reference, or raise the limit"
-            )
-            raise MessageTooLarge(msg)
-
     async def _wait_for_space(self, within_s: float | None = None) -> None:
         _ = self.pipes  # raises ClosedError
-        if self._buffered_bytes <= self._max_buffered_bytes:
+        if self._filler.buffered_bytes <= self._max_buffered_bytes:
             return
         with anyio.move_on_after(within_s):
-            while self._buffered_bytes > self._max_buffered_bytes:
+            while self._filler.buffered_bytes > self._max_buffered_bytes:
                 if self._space is None:
                     self._space = anyio.Event()
                 await self._space.wait()
                 _ = self.pipes  # it may have been closed while this waited
             return
         msg = (
-            f"not sent: {self._buffered_bytes} bytes that were sent before it wait still after {within_s:g} s; is "
-            "every master up, or max_buffered_bytes too small?"
+            f"not sent: {self.buffered_bytes} bytes that were sent before it wait still after {within_s:g} s; is every "
+            "master up, or max_buffered_bytes too small?"
         )
         raise StoreUnavailable(msg)
 
@@ -486,7 +380,7 @@ class Producer:
 
     def full(self, batch: PendingBatch) -> bool:
         """Whether a batch takes no more messages."""
-        return batch.size > self._max_batch_bytes or len(batch.keys) >= self._max_batch_messages
+        return self._filler.full(batch)
 
     def ended(self, batch: PendingBatch, error: ShardqError | None, entries: tuple[str, ...]) -> None:
         """A batch was stored, or given up."""
@@ -494,8 +388,7 @@ class Producer:
         if self._meters is not None:
             self._measure(self._meters, batch)
         batch.keys, batch.values, batch.headers = [], [], None
-        self._unsettled.discard(batch)
-        self._buffered_bytes -= batch.size
+        self._filler.left(batch)
         if error is not None:
             self._failed_batches += 1
             self._unreported[batch] = None
@@ -503,7 +396,7 @@ class Producer:
                 failures.append(batch)
         if batch.done is not None:
             batch.done.set()
-        if self._space is not None and self._buffered_bytes <= self._max_buffered_bytes:
+        if self._space is not None and self._filler.buffered_bytes <= self._max_buffered_bytes:
             self._space.set()
             self._space = None
 
@@ -520,4 +413,4 @@ class Producer:
             shard.start()
 
     def _unsettled_messages(self) -> int:
-        return sum(len(batch.keys) or batch.count for batch in self._unsettled)
+        return sum(len(batch.keys) or batch.count for batch in self._filler.unsettled)

@@ -1,0 +1,214 @@
+"""Puts messages into the open batches of a producer's shards. Sends nothing, waits for nobody.
+
+Invariants:
+- Messages of one key enter batches in the order they came, each in one batch only.
+- `buffered_bytes` counts a message from when it is in a batch until its batch has `left`.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import anyio
+import mmh3
+
+from shardq.core import records
+from shardq.core.hashing import key_hash
+from shardq.core.records import Key
+from shardq.core.routing import RoutingTable
+from shardq.errors import InvalidKey, MessageTooLarge
+from shardq.runtime.buffers import PendingBatch, ShardBuffer
+
+CHUNK = 2000
+CHUNK_PER_SHARD = 8  # with many shards a larger chunk, or each call would carry but a few messages
+CHUNK_BYTES = 1024 * 1024
+MESSAGE_OVERHEAD_BYTES = 8
+_SURROGATES = "a str key has surrogates that UTF-8 can't carry: send the key as bytes instead"
+
+
+class Limits(NamedTuple):
+    """Of one batch, and of one message."""
+
+    batch_messages: int
+    batch_bytes: int
+    message_bytes: int
+
+
+class Filler:
+    """The one that fills the batches of `shards`, which stand in the order of the table."""
+
+    def __init__(self, shards: Sequence[ShardBuffer], table: RoutingTable, limits: Limits) -> None:
+        self._shards, self._table, self._limits = shards, table, limits
+        # What a chunk brings each shard: keys, values, sizes. Empty between chunks.
+        self._staged: list[tuple[list[Key], list[Any], list[int]]] = [([], [], []) for _ in shards]
+        self._sticky = shards[random.randrange(len(shards))]
+        self._sticky_batch = self._sticky.open
+        self.buffered_bytes = 0
+        self.put_messages = 0  # by put_chunk, ever
+        self.unsettled: set[PendingBatch] = set()
+
+    def left(self, batch: PendingBatch) -> None:
+        """A batch was stored or given up."""
+        self.unsettled.discard(batch)
+        self.buffered_bytes -= batch.size
+
+    def full(self, batch: PendingBatch) -> bool:
+        """Whether a batch takes no more messages."""
+        return batch.size > self._limits.batch_bytes or len(batch.keys) >= self._limits.batch_messages
+
+    def shard_of(self, key: Key) -> ShardBuffer:
+        """Raises InvalidKey."""
+        if key is None:
+            return self._sticky_shard()
+        return self._shards[self._table.index_for(key_hash(key))]
+
+    def _sticky_shard(self) -> ShardBuffer:
+        """Messages without a key fill one batch, then the next shard's."""
+        if self._sticky.open is not self._sticky_batch:
+            self._sticky = self._shards[(self._sticky.index + 1) % len(self._shards)]
+            self._sticky_batch = self._sticky.open
+        return self._sticky
+
+    def check_size(self, size: int) -> None:
+        """Raises MessageTooLarge."""
+        most = self._limits.message_bytes
+        if size > most:
+            msg = (
+                f"a message of {size} bytes is larger than max_message_bytes={most}: store it elsewhere and send a "
+                "reference, or raise the limit"
+            )
+            raise MessageTooLarge(msg)
+
+    def put(self, shard: ShardBuffer, key: Key, value: Any, size: int, now_ms: int) -> tuple[PendingBatch, int]:
+        """Adds one packed message of so many bytes; the batch it is in and its place there. The caller calls `sent`."""
+        batch = shard.open
+        if batch.keys and batch.size + size > self._limits.batch_bytes:
+            shard.roll()
+            batch = shard.open
+        self._mark(batch, now_ms)
+        batch.keys.append(key)
+        batch.values.append(value)
+        batch.size += size + MESSAGE_OVERHEAD_BYTES
+        self.buffered_bytes += size + MESSAGE_OVERHEAD_BYTES
+        return batch, len(batch.keys) - 1
+
+    def put_chunk(self, source: Iterator[tuple[Key, Any]]) -> bool:
+        """Takes a chunk of pairs; false when there are no more. Raises what the source raises, InvalidKey, InvalidValue
+        and MessageTooLarge, once all before it are in batches."""
+        before, chunk = self.put_messages, max(CHUNK, CHUNK_PER_SHARD * len(self._shards))
+        now_ms = time.time_ns() // 1_000_000
+        try:
+            cut = self._stage(islice(source, chunk), now_ms)
+        except UnicodeEncodeError as error:
+            raise InvalidKey(_SURROGATES) from error
+        finally:
+            self._absorb(now_ms)
+        return cut or self.put_messages - before == chunk
+
+    def _stage(self, pairs: Iterator[tuple[Key, Any]], now_ms: int) -> bool:
+        """The hot loop: nothing is done for a message that can be done once for a shard. True when it left some."""
+        staged, index_for, equal = self._staged, self._table.index_for, self._table.equal_shards
+        hash_of, most, room = mmh3.mmh3_32_uintdigest, self._limits.message_bytes, CHUNK_BYTES
+        for key, value in pairs:
+            if type(value) is bytes:
+                size = len(value)
+            else:
+                value = records.pack_value(value)
+                size = records.value_bytes(value)
+            if type(key) is str:
+                raw = key.encode()
+                size += len(raw)
+                keys, values, sizes = staged[hash_of(raw) * equal >> 32 if equal else index_for(hash_of(raw))]
+            elif key is not None:
+                index = index_for(key_hash(key))
+                size += len(key)
+                keys, values, sizes = staged[index]
+            else:
+                self._put_keyless(value, size, now_ms)
+                room -= size
+                if room < 0:
+                    return True
+                continue
+            if size > most:
+                self.check_size(size)
+            keys.append(key)
+            values.append(value)
+            sizes.append(size)
+            room -= size
+            if room < 0:
+                return True
+        return False
+
+    def _put_keyless(self, value: Any, size: int, now_ms: int) -> None:
+        """At once: which shard the next one goes to depends on how full this one's batch is."""
+        self.check_size(size)
+        shard = self._sticky_shard()
+        self.put(shard, None, value, size, now_ms)
+        self.put_messages += 1
+        shard.close_full()
+        shard.start()
+
+    def _absorb(self, now_ms: int) -> None:
+        """Moves what was staged into batches."""
+        for shard, (keys, values, sizes) in zip(self._shards, self._staged, strict=True):
+            if not keys:
+                continue
+            count, batch = len(keys), shard.open
+            size = sum(sizes) + count * MESSAGE_OVERHEAD_BYTES
+            self.buffered_bytes += size
+            self.put_messages += count
+            self._mark(batch, now_ms)
+            if len(batch.keys) + count < self._limits.batch_messages and batch.size + size <= self._limits.batch_bytes:
+                batch.keys += keys
+                batch.values += values
+                batch.size += size
+            else:
+                self._absorb_parts(shard, keys, values, sizes, now_ms)
+            keys.clear()
+            values.clear()
+            sizes.clear()
+            if not shard.busy:
+                shard.start()
+
+    def _absorb_parts(
+        self, shard: ShardBuffer, keys: list[Key], values: list[Any], sizes: list[int], now_ms: int
+    ) -> None:
+        """The same for what fills a batch: a part for each."""
+        first, count = 0, len(keys)
+        while first < count:
+            batch = shard.open
+            self._mark(batch, now_ms)
+            last, filled = self._part(batch, sizes, first)
+            batch.keys += keys[first:last]
+            batch.values += values[first:last]
+            batch.size = filled
+            first = last
+            shard.close_full()
+
+    def _part(self, batch: PendingBatch, sizes: list[int], first: int) -> tuple[int, int]:
+        """Where the part ends that fills the batch, the message that exceeds its bytes among it; its size with that."""
+        last = min(len(sizes), first + self._limits.batch_messages - len(batch.keys))
+        filled = batch.size + sum(sizes[first:last]) + (last - first) * MESSAGE_OVERHEAD_BYTES
+        if filled <= self._limits.batch_bytes:
+            return last, filled
+        filled = batch.size
+        for index in range(first, last):
+            filled += sizes[index] + MESSAGE_OVERHEAD_BYTES
+            if filled > self._limits.batch_bytes:
+                return index + 1, filled
+        return last, filled
+
+    def _mark(self, batch: PendingBatch, now_ms: int) -> None:
+        """Notes when the messages from here on were sent."""
+        if batch.now_ms == now_ms:
+            return
+        if not batch.keys:
+            batch.opened_monotonic_s = anyio.current_time()
+            self.unsettled.add(batch)
+            batch.marks.clear()
+        batch.marks.append((len(batch.keys), now_ms))
+        batch.now_ms = now_ms
