@@ -117,6 +117,11 @@ def value_bytes(value: Any) -> int:
 
 def encode(batch: RecordBatch, compression: Compression | None = None) -> bytes:
     """The record batch in wire form, compressed if asked for and worth it; values as `pack_value` gave them."""
+    return bytes(encode_buffer(batch, compression))
+
+
+def encode_buffer(batch: RecordBatch, compression: Compression | None = None) -> bytes | bytearray:
+    """The same without a last copy, for whoever copies it anyway."""
     count = len(batch.keys)
     if not 1 <= count <= MAX_MESSAGES:
         msg = f"a record batch holds 1 to {MAX_MESSAGES} messages, not {count}"
@@ -128,7 +133,7 @@ def encode(batch: RecordBatch, compression: Compression | None = None) -> bytes:
         packed = compress(compression, memoryview(out)[HEADER_BYTES:])
         if packed is not None:
             return bytes((VERSION, flags | _FLAG_OF[compression], count >> 8, count & 0xFF)) + packed
-    return bytes(out)
+    return out
 
 
 def count_of(data: bytes) -> int:

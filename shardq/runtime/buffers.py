@@ -83,7 +83,7 @@ class PendingBatch:
         self.entries: tuple[str, ...] = ()
         self.error: ShardqError | None = None
 
-    def encode(self, compression: Compression | None = None) -> bytes:
+    def encode(self, compression: Compression | None = None) -> bytes | bytearray:
         count, base = len(self.keys), self.marks[0][1]
         self.count = count
         offsets: list[int] | None = None
@@ -93,7 +93,8 @@ class PendingBatch:
             for (start, ms), end in zip(self.marks, ends, strict=True):
                 offsets += [ms - base] * (end - start)
         headers = [self.headers.get(index) for index in range(count)] if self.headers else None
-        return records.encode(records.RecordBatch(base, offsets, self.keys, self.values, headers), compression)
+        batch = records.RecordBatch(base, offsets, self.keys, self.values, headers)
+        return records.encode_buffer(batch, compression)
 
     def pack(self, producer: Owner, sequence: int) -> Packed:
         """The call that stores it."""

@@ -24,8 +24,10 @@ from shardq.errors import InvalidKey, MessageTooLarge
 from shardq.runtime.buffers import PendingBatch, ShardBuffer
 
 CHUNK = 2000
-CHUNK_PER_SHARD = 8  # with many shards a larger chunk, or each call would carry but a few messages
-CHUNK_BYTES = 1024 * 1024
+CHUNK_PER_SHARD = 16  # with many shards a larger chunk, or each call would carry but a few messages
+CHUNK_BYTES = 2 * 1024 * 1024
+CHUNK_HOLDS_S = 0.004  # a chunk ends when it has held the event loop so long: looked at every STRETCH messages
+STRETCH = 500
 MESSAGE_OVERHEAD_BYTES = 8
 _SURROGATES = "a str key has surrogates that UTF-8 can't carry: send the key as bytes instead"
 
@@ -43,7 +45,7 @@ class Filler:
 
     def __init__(self, shards: Sequence[ShardBuffer], table: RoutingTable, limits: Limits) -> None:
         self._shards, self._table, self._limits = shards, table, limits
-        # What a chunk brings each shard: keys, values, sizes. Empty between chunks.
+        # What a chunk brings each shard: keys, values, sizes with the overhead. Empty between chunks.
         self._staged: list[tuple[list[Key], list[Any], list[int]]] = [([], [], []) for _ in shards]
         self._sticky = shards[random.randrange(len(shards))]
         self._sticky_batch = self._sticky.open
@@ -99,26 +101,33 @@ class Filler:
     def put_chunk(self, source: Iterator[tuple[Key, Any]]) -> bool:
         """Takes a chunk of pairs; false when there are no more. Raises what the source raises, InvalidKey, InvalidValue
         and MessageTooLarge, once all before it are in batches."""
-        before, chunk = self.put_messages, max(CHUNK, CHUNK_PER_SHARD * len(self._shards))
-        now_ms = time.time_ns() // 1_000_000
+        left, room = max(CHUNK, CHUNK_PER_SHARD * len(self._shards)), CHUNK_BYTES
+        now_ms, until_s = time.time_ns() // 1_000_000, time.monotonic() + CHUNK_HOLDS_S
         try:
-            cut = self._stage(islice(source, chunk), now_ms)
+            while left > 0 and room >= 0 and time.monotonic() < until_s:
+                before, room = room, self._stage(islice(source, STRETCH), now_ms, room)
+                if room == before:
+                    return False
+                left -= STRETCH
         except UnicodeEncodeError as error:
             raise InvalidKey(_SURROGATES) from error
         finally:
             self._absorb(now_ms)
-        return cut or self.put_messages - before == chunk
+        return True
 
-    def _stage(self, pairs: Iterator[tuple[Key, Any]], now_ms: int) -> bool:
-        """The hot loop: nothing is done for a message that can be done once for a shard. True when it left some."""
+    def _stage(self, pairs: Iterator[tuple[Key, Any]], now_ms: int, room: int) -> int:
+        """Takes pairs until they are more than `room` bytes; the room left, which every message makes less.
+
+        The hot loop: nothing is done for a message that can be done once for a shard.
+        """
         staged, index_for, equal = self._staged, self._table.index_for, self._table.equal_shards
-        hash_of, most, room = mmh3.mmh3_32_uintdigest, self._limits.message_bytes, CHUNK_BYTES
+        hash_of, most = mmh3.mmh3_32_uintdigest, self._limits.message_bytes + MESSAGE_OVERHEAD_BYTES
         for key, value in pairs:
             if type(value) is bytes:
-                size = len(value)
+                size = len(value) + MESSAGE_OVERHEAD_BYTES
             else:
                 value = records.pack_value(value)
-                size = records.value_bytes(value)
+                size = records.value_bytes(value) + MESSAGE_OVERHEAD_BYTES
             if type(key) is str:
                 raw = key.encode()
                 size += len(raw)
@@ -128,20 +137,20 @@ class Filler:
                 size += len(key)
                 keys, values, sizes = staged[index]
             else:
-                self._put_keyless(value, size, now_ms)
+                self._put_keyless(value, size - MESSAGE_OVERHEAD_BYTES, now_ms)
                 room -= size
                 if room < 0:
-                    return True
+                    break
                 continue
             if size > most:
-                self.check_size(size)
+                self.check_size(size - MESSAGE_OVERHEAD_BYTES)
             keys.append(key)
             values.append(value)
             sizes.append(size)
             room -= size
             if room < 0:
-                return True
-        return False
+                break
+        return room
 
     def _put_keyless(self, value: Any, size: int, now_ms: int) -> None:
         """At once: which shard the next one goes to depends on how full this one's batch is."""
@@ -158,7 +167,7 @@ class Filler:
             if not keys:
                 continue
             count, batch = len(keys), shard.open
-            size = sum(sizes) + count * MESSAGE_OVERHEAD_BYTES
+            size = sum(sizes)
             self.buffered_bytes += size
             self.put_messages += count
             self._mark(batch, now_ms)
@@ -192,12 +201,12 @@ class Filler:
     def _part(self, batch: PendingBatch, sizes: list[int], first: int) -> tuple[int, int]:
         """Where the part ends that fills the batch, the message that exceeds its bytes among it; its size with that."""
         last = min(len(sizes), first + self._limits.batch_messages - len(batch.keys))
-        filled = batch.size + sum(sizes[first:last]) + (last - first) * MESSAGE_OVERHEAD_BYTES
+        filled = batch.size + sum(sizes[first:last])
         if filled <= self._limits.batch_bytes:
             return last, filled
         filled = batch.size
         for index in range(first, last):
-            filled += sizes[index] + MESSAGE_OVERHEAD_BYTES
+            filled += sizes[index]
             if filled > self._limits.batch_bytes:
                 return index + 1, filled
         return last, filled
