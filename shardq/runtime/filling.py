@@ -104,16 +104,17 @@ class Filler:
         left, room = max(CHUNK, CHUNK_PER_SHARD * len(self._shards)), CHUNK_BYTES
         now_ms, until_s = time.time_ns() // 1_000_000, time.monotonic() + CHUNK_HOLDS_S
         try:
-            while left > 0 and room >= 0 and time.monotonic() < until_s:
+            while True:
                 before, room = room, self._stage(islice(source, STRETCH), now_ms, room)
+                left -= STRETCH
                 if room == before:
                     return False
-                left -= STRETCH
+                if left <= 0 or room < 0 or time.monotonic() >= until_s:
+                    return True
         except UnicodeEncodeError as error:
             raise InvalidKey(_SURROGATES) from error
         finally:
             self._absorb(now_ms)
-        return True
 
     def _stage(self, pairs: Iterator[tuple[Key, Any]], now_ms: int, room: int) -> int:
         """Takes pairs until they are more than `room` bytes; the room left, which every message makes less.
