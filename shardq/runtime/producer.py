@@ -315,7 +315,8 @@ class Producer:
         return self._values.key_of(value) if key is None else key
 
     async def _put(self, key: Key, value: Any, headers: Headers | None) -> tuple[PendingBatch, int]:
-        await self._wait_for_space(self.delivery_timeout_s)
+        if self._pipes is None or self.buffered_bytes > self._max_buffered_bytes:
+            await self._wait_for_space(self.delivery_timeout_s)
         packed = records.pack_value(value)
         size = records.value_bytes(packed)
         if headers is not None:
