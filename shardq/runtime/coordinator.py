@@ -22,7 +22,7 @@ from shardq.storage.pipes import Pipes
 
 _log = logging.getLogger("shardq")
 
-AUDIT_EVERY = 30
+AUDIT_EVERY = 60
 
 
 class Coordinator:
