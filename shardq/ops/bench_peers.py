@@ -44,10 +44,11 @@ class Counted:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How redis-benchmark is run."""
+    """How redis-benchmark is run; `streams` is how many it writes to on each master."""
 
     clients: int
     threads: int
+    streams: int = 1
 
 
 class Peers:
@@ -171,11 +172,13 @@ class Peers:
 
     def benchmark_command(self, setting: Setting, messages: int, value_bytes: int, *, shown: bool = False) -> list[str]:
         """redis-benchmark's own cluster mode: `{tag}` becomes a slot of the node a connection goes to, so that each
-        master gets one stream and, with clients in multiples of three, an even share."""
+        master gets `setting.streams` and, with clients in multiples of three, an even share."""
         where = ["-h", "HOST", "-p", "PORT"] if shown else ["-u", self._url]
         value = "x" * value_bytes if not shown else f"<{value_bytes} bytes>"
         key = "bench:{tag}" if shown else f"{self._prefix}:peer:{{tag}}"
         sizes = ["-n", str(messages), "-c", str(setting.clients), "-P", str(DEPTH), "--threads", str(setting.threads)]
+        if setting.streams > 1:
+            key, sizes = f"{key}:__rand_int__", [*sizes, "-r", str(setting.streams)]
         return ["redis-benchmark", "--cluster", *where, *sizes, "--csv", "XADD", key, "*", "v", value]
 
     def benchmark(self, setting: Setting, messages: int, value_bytes: int) -> Counted:
@@ -194,10 +197,10 @@ class Peers:
             raise CorruptData(msg)
         return Counted(messages, messages / float(rows[0][1]))
 
-    def best_setting(self, messages: int, value_bytes: int, say: Callable[[str], None]) -> Setting:
-        """The fastest of redis-benchmark's settings here and now."""
+    def best_setting(self, messages: int, value_bytes: int, say: Callable[[str], None], streams: int = 1) -> Setting:
+        """The fastest of redis-benchmark's settings here and now, over so many streams on each master."""
         rates: dict[Setting, float] = {}
-        for setting in [Setting(clients, threads) for threads in THREADS for clients in CLIENTS]:
+        for setting in [Setting(clients, threads, streams) for threads in THREADS for clients in CLIENTS]:
             counted = self.benchmark(setting, messages, value_bytes)
             rates[setting] = counted.messages / counted.seconds
             say(f"redis-benchmark -c {setting.clients} --threads {setting.threads}: {rates[setting]:,.0f}/s")
