@@ -23,11 +23,11 @@ lint: $(VENV)/.dev  ## ruff, mypy and the import layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.local  ## measure sending and handling
-	$(BIN)/shardq bench produce
-	$(BIN)/shardq bench consume
+bench: $(VENV)/.bench  ## measure every case and write benchmarks/README.md (one case: make bench ARGS=produce)
+	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python -m benchmarks.report
 
-soak: $(VENV)/.soak  ## ten minutes of load and faults, memory watched (make soak ARGS="--minutes 2")
+soak: $(VENV)/.dev  ## ten minutes of load and faults, memory watched (make soak ARGS="--minutes 2")
 	$(BIN)/python -m tests.faults.soak $(ARGS)
 
 clean:  ## remove the environment and what builds and checkers left
@@ -45,8 +45,8 @@ $(VENV)/.local: $(VENV)/.python pyproject.toml requirements-dev.txt
 	$(PIP_INSTALL) --editable '.[local]'
 	@touch $@
 
-$(VENV)/.soak: $(VENV)/.dev
-	$(PIP_INSTALL) --editable '.[soak]'
+$(VENV)/.bench: $(VENV)/.python pyproject.toml requirements-dev.txt
+	$(PIP_INSTALL) --editable '.[local,bench]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.python pyproject.toml requirements-dev.txt

@@ -149,12 +149,13 @@ def _cpuinfo() -> list[str]:
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
-def save(case: str, result: Result, options: Options, before: Mapping[str, Any]) -> Path:
-    """Writes results/CASE-SERVER.json and returns its path; `before` is what machine() said before the case ran."""
+def save(case: str, result: Result, options: Options, before: Mapping[str, Any], seconds: float | None = None) -> Path:
+    """Writes results/CASE-SERVER.json and returns its path; `before` is what machine() said before the case ran, which
+    took `seconds`."""
     server = server_version(options.server)
     versions = {"server": server, "python": platform.python_version()}
     versions |= {name: importlib.metadata.version(name) for name in ("shardq", "redis", "hiredis")}
-    goals = [{**asdict(goal), "value": round(goal.value, 4), "reached": goal.reached} for goal in result.goals]
+    goals = [{**asdict(goal), "reached": goal.reached} for goal in result.goals]
     data = {
         "case": case,
         **asdict(result),
@@ -162,6 +163,7 @@ def save(case: str, result: Result, options: Options, before: Mapping[str, Any])
         "medians": {name: median(ones) for name, ones in result.samples.items() if ones},
         "rounds": options.rounds,
         "scale": options.scale,
+        "seconds": None if seconds is None else round(seconds, 1),
         "machine": dict(before),
         "versions": versions | result.versions,
     }
