@@ -212,7 +212,7 @@ class Background:
                 put = producer._put_conditional(answer.key, answer.value, answer.headers, wanted, job_ms)
                 batch, index, _ = await put
             else:
-                batch, index = await producer._put(answer.key, answer.value, answer.headers)
+                batch, index = producer._put(answer.key, answer.value, answer.headers)
         except Exception as error:
             answer.fail(error)
             self._release([answer])

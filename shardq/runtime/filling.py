@@ -93,12 +93,40 @@ class Filler:
         if batch.keys and batch.size + size > self._limits.batch_bytes:
             shard.roll()
             batch = shard.open
-        self._mark(batch, now_ms)
+        if batch.now_ms != now_ms:
+            self._mark(batch, now_ms)
         batch.keys.append(key)
         batch.values.append(value)
         batch.size += size + MESSAGE_OVERHEAD_BYTES
         self.buffered_bytes += size + MESSAGE_OVERHEAD_BYTES
         return batch, len(batch.keys) - 1
+
+    def put_one(self, key: Key, value: Any) -> tuple[PendingBatch, int]:
+        """The same for a value as it was given, without headers, and its shard is told: what `send` does for most."""
+        if type(value) is bytes:
+            size = len(value)
+        else:
+            value = records.pack_value(value)
+            size = records.value_bytes(value)
+        equal = self._table.equal_shards
+        if type(key) is str and equal:
+            try:
+                raw = key.encode()
+            except UnicodeEncodeError as error:
+                raise InvalidKey(_SURROGATES) from error
+            size += len(raw)
+            shard = self._shards[mmh3.mmh3_32_uintdigest(raw) * equal >> 32]
+        else:
+            shard = self.shard_of(key)
+            size += len(key) if key is not None else 0
+        if size > self._limits.message_bytes:
+            self.check_size(size)
+        batch, index = self.put(shard, key, value, size, time.time_ns() // 1_000_000)
+        if batch.size > self._limits.batch_bytes or index + 1 >= self._limits.batch_messages:
+            shard.roll()
+        if not shard.busy:
+            shard.start()
+        return batch, index
 
     def put_chunk(self, source: Iterator[tuple[Key, Any]]) -> bool:
         """Takes a chunk of pairs; false when there are no more. Raises what the source raises, InvalidKey, InvalidValue

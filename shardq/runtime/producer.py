@@ -11,6 +11,7 @@ Invariants:
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import time
@@ -108,6 +109,7 @@ class Producer:
         async with AsyncExitStack() as stack:
             tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
+            self.loop = asyncio.get_running_loop()
             self._pipes = Pipes(self._cluster, tasks, self._on_retry)
             if self._meters is not None:
                 self._meters.buffered.append(self._read_buffered)
@@ -203,11 +205,16 @@ class Producer:
         if self._values is not None:
             key = self._checked_key(key, value)
         if delay is None and at is None and dedupe_id is None and dedupe_window is None and not self._job_ms:
-            batch, index = await self._put(key, value, headers)
-        else:
-            wanted = condition(delay, at, dedupe_id, dedupe_window)
-            batch, index, _ = await self._put_conditional(key, value, headers, wanted, self._job_ms)
-        return await self._stored(batch, index)
+            # Everything that waits stands here: a coroutine less a message is worth having.
+            if self._pipes is None or self._filler.buffered_bytes > self._max_buffered_bytes:
+                await self._wait_for_space(self.delivery_timeout_s)
+            batch, index = self._put(key, value, headers)
+            await batch.wait()
+            return self._id_of(batch, index)
+        wanted = condition(delay, at, dedupe_id, dedupe_window)
+        batch, index, _ = await self._put_conditional(key, value, headers, wanted, self._job_ms)
+        await batch.wait()
+        return self._id_of(batch, index)
 
     async def submit(
         self,
@@ -226,11 +233,12 @@ class Producer:
         wanted, keep_ms = condition(delay, at, None, None), max(1, int(seconds("keep", keep) * 1000))
         batch, index, job_id = await self._put_conditional(key, value, headers, wanted, keep_ms)
         job = Job(self._client_pipes, batch.shard.keys, job_id)
-        job.message_id = await self._stored(batch, index)
+        await batch.wait()
+        job.message_id = self._id_of(batch, index)
         return job
 
-    async def _stored(self, batch: PendingBatch, index: int) -> str:
-        await batch.wait()
+    def _id_of(self, batch: PendingBatch, index: int) -> str:
+        """The id of a message whose batch has ended; raises what it ended with."""
         if batch.error is not None:
             if not batch.bulk:
                 self._unreported.pop(batch, None)
@@ -262,7 +270,9 @@ class Producer:
             if isinstance(messages, AsyncIterable):
                 async for item in messages:
                     key, value = item if values is None else values.pair(item)
-                    batch, _ = await self._put(key, value, None)
+                    if self._pipes is None or self._filler.buffered_bytes > self._max_buffered_bytes:
+                        await self._wait_for_space(self.delivery_timeout_s)
+                    batch, _ = self._put(key, value, None)
                     batch.bulk = True
                     sent += 1
                     if sent % CHUNK == 0:
@@ -314,16 +324,13 @@ class Producer:
         self._values.check(value)
         return self._values.key_of(value) if key is None else key
 
-    async def _put(self, key: Key, value: Any, headers: Headers | None) -> tuple[PendingBatch, int]:
-        if self._pipes is None or self.buffered_bytes > self._max_buffered_bytes:
-            await self._wait_for_space(self.delivery_timeout_s)
+    def _put(self, key: Key, value: Any, headers: Headers | None) -> tuple[PendingBatch, int]:
+        if headers is None:
+            return self._filler.put_one(key, value)
         packed = records.pack_value(value)
-        size = records.value_bytes(packed)
-        if headers is not None:
-            size += sum(len(name) + len(text) for name, text in records.check_headers(headers).items())
+        size = records.value_bytes(packed) + (len(key) if key is not None else 0)
+        size += sum(len(name) + len(text) for name, text in records.check_headers(headers).items())
         shard = self._filler.shard_of(key)
-        if key is not None:
-            size += len(key)
         self._filler.check_size(size)
         batch, index = self._filler.put(shard, key, packed, size, time.time_ns() // 1_000_000)
         if headers:
@@ -385,24 +392,21 @@ class Producer:
 
     def ended(self, batch: PendingBatch, error: ShardqError | None, entries: tuple[str, ...]) -> None:
         """A batch was stored, or given up."""
-        batch.entries, batch.error, batch.finished = entries, error, True
         if self._meters is not None:
-            self._measure(self._meters, batch)
-        batch.keys, batch.values, batch.headers = [], [], None
+            self._measure(self._meters, batch, error)
         self._filler.left(batch)
         if error is not None:
             self._failed_batches += 1
             self._unreported[batch] = None
             for failures in self._bulk_failures:
                 failures.append(batch)
-        if batch.done is not None:
-            batch.done.set()
+        batch.end(error, entries)
         if self._space is not None and self._filler.buffered_bytes <= self._max_buffered_bytes:
             self._space.set()
             self._space = None
 
-    def _measure(self, meters: SendMeters, batch: PendingBatch) -> None:
-        if batch.error is None:
+    def _measure(self, meters: SendMeters, batch: PendingBatch, error: ShardqError | None) -> None:
+        if error is None:
             meters.stored += batch.count
             meters.batches.observe(anyio.current_time() - batch.opened_monotonic_s)
         else:
