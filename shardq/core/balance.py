@@ -1,0 +1,128 @@
+"""When shards move for the sake of load: the plans of a group with balance="load", one after the other. Pure; the time
+is an argument. Who takes what is core/load_assignment.py's.
+
+What keeps it from swinging, besides the band of that module:
+- loads are smoothed, and those of a new leader count once it has watched for `warmup_s`
+- a round that moves something is followed by `cooldown_s` without one
+- a shard that moved for its load stays where it is for `rest_s`
+- a round moves no more than a sixteenth of the shards
+A member that comes, goes or says another capacity starts a round at once, and shards may move again for it: what moves
+then is bounded by what joins and leaves. Shards without an owner are always placed.
+
+Every shard weighs at least one message a second (polls and renewals) and a tenth of the mean: so a queue at rest is
+spread by count, and shards without traffic do not gather on one worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from shardq.core.load_assignment import Band, assign_by_load, standby_by_load
+from shardq.core.plan import Plan
+
+LEAST_LOAD = 1.0
+LEAST_SHARE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often anything may move for load."""
+
+    warmup_s: float = 10.0
+    cooldown_s: float = 30.0
+    rest_s: float = 300.0
+    moves_at_least: int = 4
+    moves_share: float = 1 / 16
+
+    def most_moves(self, shards: int) -> int:
+        return max(self.moves_at_least, int(shards * self.moves_share))
+
+
+class Balancer:
+    """The leader's memory of one term: what it has moved and when."""
+
+    def __init__(self, pace: Pace | None = None, band: Band | None = None) -> None:
+        self.pace, self.band = pace or Pace(), band or Band()
+        self._moved_s: dict[int, float] = {}
+        self._round_s = float("-inf")
+        self._capacities: Mapping[str, float] | None = None
+        self._loads: Mapping[int, float] | None = None
+        self._began_empty: bool | None = None
+
+    def plan(
+        self,
+        now_s: float,
+        shards: Collection[int],
+        capacities: Mapping[str, float],
+        before: Plan,
+        loads: Mapping[int, float] | None,
+    ) -> Plan:
+        """The plan that follows `before`. `loads` is None until enough is known, and a new mapping for each sample;
+        a shard that is not in it weighs as much as the mean."""
+        if self._began_empty is None:
+            self._began_empty = not before.owners
+        joined = self._capacities is not None and dict(capacities) != self._capacities
+        fresh, self._loads, self._capacities = loads is not self._loads, loads, dict(capacities)
+        if not joined and not fresh and _covers(before, shards, capacities):
+            return before
+        if loads is None and self._began_empty:
+            # A group that starts: by count, until there is something to weigh. One that was taken over stays as it is.
+            return Plan.make(shards, capacities, before)
+        weights = weights_of(shards, loads or {})
+        owners = assign_by_load(
+            weights,
+            capacities,
+            before.owners,
+            heirs=before.standby,
+            resting=() if joined else self._resting(now_s),
+            most_moves=self._most_moves(now_s, len(weights), joined=joined) if loads is not None else 0,
+            band=self.band,
+        )
+        self._note(now_s, before.owners, owners, capacities)
+        if owners == before.owners and _has_heirs(before, capacities):
+            return before  # loads change all the time: other standbys alone are no reason for a new plan
+        return Plan(owners, standby_by_load(owners, weights, capacities))
+
+    def _resting(self, now_s: float) -> Collection[int]:
+        self._moved_s = {shard: at for shard, at in self._moved_s.items() if now_s - at < self.pace.rest_s}
+        return self._moved_s.keys()
+
+    def _most_moves(self, now_s: float, shards: int, *, joined: bool) -> int:
+        if joined:
+            return shards
+        return self.pace.most_moves(shards) if now_s - self._round_s >= self.pace.cooldown_s else 0
+
+    def _note(
+        self, now_s: float, before: Mapping[int, str], owners: Mapping[int, str], members: Collection[str]
+    ) -> None:
+        for shard, owner in owners.items():
+            if before.get(shard, owner) != owner and before[shard] in members:
+                self._moved_s[shard] = self._round_s = now_s
+
+
+def weights_of(shards: Collection[int], loads: Mapping[int, float]) -> dict[int, float]:
+    """What each shard weighs, in messages a second; all the same where nothing is known."""
+    known = [loads[shard] for shard in shards if shard in loads]
+    mean = sum(known) / len(known) if known else 0.0
+    least = max(LEAST_LOAD, LEAST_SHARE * mean)
+    return {shard: loads.get(shard, mean) + least for shard in shards}
+
+
+def _covers(plan: Plan, shards: Collection[int], members: Collection[str]) -> bool:
+    """Whether every shard has an owner, and an heir if there is somebody else; and nobody else has."""
+    if not members:
+        return not plan.owners
+    return (
+        plan.owners.keys() == set(shards)
+        and all(owner in members for owner in plan.owners.values())
+        and _has_heirs(plan, members)
+    )
+
+
+def _has_heirs(plan: Plan, members: Collection[str]) -> bool:
+    if len(members) < 2:
+        return not plan.standby
+    return plan.standby.keys() == plan.owners.keys() and all(
+        heir in members and heir != plan.owners[shard] for shard, heir in plan.standby.items()
+    )
