@@ -47,7 +47,8 @@ HELP = """\
   OLDEST     age of the oldest of them
   STORED/S   messages stored in a second
   HANDLED/S  messages finished in a second
-  LEASE      held, moving to another worker, or free"""
+  LEASE      held, moving to another worker, or free
+  HOT        gets over five times what the median shard gets: `shardq doctor` says what helps"""
 
 
 def draw(state: State, board: Board, width: int, height: int, silence: str = "") -> RenderableType:
@@ -183,6 +184,8 @@ def _style(column: Column, row: Row, at: int) -> str:
     if row.stale:
         return "red"
     match column.field:
+        case "hot":
+            return "bold red"
         case "lease" if value == "free":
             return "red"
         case "lease" if value == "moving":

@@ -4,7 +4,8 @@ is an argument. Who takes what is core/load_assignment.py's.
 What keeps it from swinging, besides the band of that module:
 - loads are smoothed, and those of a new leader count once it has watched for `warmup_s`
 - a round that moves something is followed by `cooldown_s` without one
-- a shard that moved for its load stays where it is for `rest_s`
+- a shard that moved for its load stays where it is for `rest_s`, and twice as long each time it moves again soon
+  after, up to 32 times as long: what noise could make swing comes to rest
 - a round moves no more than a sixteenth of the shards
 A member that comes, goes or says another capacity starts a round at once, and shards may move again for it: what moves
 then is bounded by what joins and leaves. Shards without an owner are always placed.
@@ -17,12 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from shardq.core.load_assignment import Band, assign_by_load, standby_by_load
 from shardq.core.plan import Plan
 
 LEAST_LOAD = 1.0
 LEAST_SHARE = 0.1
+_SOON, _LONGEST_REST = 4, 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +42,17 @@ class Pace:
         return max(self.moves_at_least, int(shards * self.moves_share))
 
 
+class _Rest(NamedTuple):
+    moved_s: float
+    rest_s: float
+
+
 class Balancer:
     """The leader's memory of one term: what it has moved and when."""
 
     def __init__(self, pace: Pace | None = None, band: Band | None = None) -> None:
         self.pace, self.band = pace or Pace(), band or Band()
-        self._moved_s: dict[int, float] = {}
+        self._rests: dict[int, _Rest] = {}
         self._round_s = float("-inf")
         self._capacities: Mapping[str, float] | None = None
         self._loads: Mapping[int, float] | None = None
@@ -85,8 +93,7 @@ class Balancer:
         return Plan(owners, standby_by_load(owners, weights, capacities))
 
     def _resting(self, now_s: float) -> Collection[int]:
-        self._moved_s = {shard: at for shard, at in self._moved_s.items() if now_s - at < self.pace.rest_s}
-        return self._moved_s.keys()
+        return {shard for shard, rest in self._rests.items() if now_s - rest.moved_s < rest.rest_s}
 
     def _most_moves(self, now_s: float, shards: int, *, joined: bool) -> int:
         if joined:
@@ -98,7 +105,13 @@ class Balancer:
     ) -> None:
         for shard, owner in owners.items():
             if before.get(shard, owner) != owner and before[shard] in members:
-                self._moved_s[shard] = self._round_s = now_s
+                self._round_s = now_s
+                self._rests[shard] = self._rest(now_s, self._rests.get(shard))
+
+    def _rest(self, now_s: float, last: _Rest | None) -> _Rest:
+        if last is None or now_s - last.moved_s > _SOON * last.rest_s:
+            return _Rest(now_s, self.pace.rest_s)
+        return _Rest(now_s, min(2 * last.rest_s, _LONGEST_REST * self.pace.rest_s))
 
 
 def weights_of(shards: Collection[int], loads: Mapping[int, float]) -> dict[int, float]:

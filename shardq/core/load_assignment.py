@@ -7,8 +7,9 @@ owner: nothing helps it, so it and its owner are left out of the level of the ot
 
 Rules that keep noise from moving anything:
 - only a worker that is `start` off the level gives or gets, and then until it is within `settle` of it
-- one shard moves only when its giver had at least one and a half times its load more than its taker. To move it back
-  the same way, the difference of the two must first change by the load of that shard
+- one shard moves only when its giver had at least 1.35 times its load more than its taker. To move it back the same
+  way, the difference of the two must first change by 0.7 of that
+- who is short takes only from those above the level: else the shortage would just move on
 - a shard without an owner goes to its planned standby, unless that would be `start` too much for it; else to whom it
   burdens least, the heaviest first
 """
@@ -22,6 +23,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 _CLASS = math.log(1.5)
+_GAIN = 0.35
 _GIVERS_TRIED = 8
 
 
@@ -209,7 +211,7 @@ class _Rebalance:
     def _take(self, taker: str, givers: list[tuple[float, str]]) -> bool:
         tried: list[str] = []
         moved = False
-        while givers and len(tried) < _GIVERS_TRIED and not moved:
+        while givers and givers[0][0] < 0 and len(tried) < _GIVERS_TRIED and not moved:
             said, giver = heapq.heappop(givers)
             if said != -self._over(giver):
                 heapq.heappush(givers, (-self._over(giver), giver))
@@ -241,7 +243,8 @@ class _Rebalance:
         """The load for each unit that the fuller of the two has after the best move between them, and that move."""
         give, take = 1 / self._floor.capacities[giver], 1 / self._floor.capacities[taker]
         high, low = self._floor.relative(giver), self._floor.relative(taker)
-        ideal, limit = (high - low) / (give + take), (high - low) / (give / 2 + take)
+        ideal = (high - low) / (give + take)
+        limit = min((high - low) / (_GAIN * give + take), 2 * ideal / (1 + _GAIN))
         if limit <= 0:
             return None
         movable = self._movable(giver)

@@ -19,7 +19,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from shardq.core.hot import hot_of
 from shardq.core.lease import Watch
+from shardq.core.load import Counts, LoadMeter
 from shardq.errors import ShardqError
 from shardq.ops.http import serving
 from shardq.ops.inspect import GroupView, QueueView, ShardView, read_queue
@@ -101,7 +103,8 @@ _OF_GROUPS: list[tuple[type[Metric], str, str, Callable[[GroupView], float]]] = 
 class Snapshot:
     """What was read last. `read_monotonic_s` is when all of it could be read; `failed` holds if that was not now,
     `blind` if not even the queues' names could be; `whole` has the queues that could be read wholly now. `still_s` has,
-    by queue, shard and group, for how long this exporter has seen a held lease without a renewal."""
+    by queue, shard and group, for how long this exporter has seen a held lease without a renewal; `hot` has, by queue,
+    the shards that this exporter has seen get far more than the others."""
 
     queues: dict[str, QueueView] = field(default_factory=dict)
     errors: int = 0
@@ -112,6 +115,7 @@ class Snapshot:
     read_monotonic_s: float = float("-inf")
     read_took_s: float = 0.0
     still_s: dict[tuple[str, str, str], float] = field(default_factory=dict)
+    hot: dict[str, frozenset[int]] = field(default_factory=dict)
 
 
 class QueueReader:
@@ -121,6 +125,7 @@ class QueueReader:
         self._client, self._interval_s = client, interval_s
         self._lock = anyio.Lock()
         self._watches: dict[tuple[str, str, str], Watch] = {}
+        self._loads: dict[str, LoadMeter] = {}
         self.last = Snapshot()
 
     async def snapshot(self) -> Snapshot:
@@ -168,6 +173,7 @@ class QueueReader:
             read_monotonic_s=read_at,
             read_took_s=now - started,
             still_s=self._still(queues),
+            hot=self._hot(queues),
         )
 
     def _still(self, queues: dict[str, QueueView]) -> dict[tuple[str, str, str], float]:
@@ -182,6 +188,17 @@ class QueueReader:
         self._watches = {key: self._watches.get(key, Watch()) for key in leases}
         seen = {key: self._watches[key].see(now, group.epoch, group.renewals) for key, group in leases.items()}
         return {key: seen[key] if group.held else 0.0 for key, group in leases.items()}
+
+    def _hot(self, queues: dict[str, QueueView]) -> dict[str, frozenset[int]]:
+        """By rates over the last minute or so, as far as there were readings. No keys are looked at."""
+        now = anyio.current_time()
+        self._loads = {name: self._loads.get(name, LoadMeter()) for name in queues}
+        for name, meter in self._loads.items():
+            takes = {number: shard for number, shard in queues[name].shards.items() if shard.state == "open"}
+            meter.keep(takes)
+            for number, shard in takes.items():
+                meter.see(number, now, Counts(shard.appended, shard.bytes))
+        return {name: hot_of(meter.details()) for name, meter in self._loads.items()}
 
     async def _names(self) -> list[str] | None:
         with anyio.move_on_after(NAMES_TIMEOUT_S):
@@ -234,6 +251,12 @@ def _of_queues(snapshot: Snapshot) -> Iterator[Metric]:
     for labels, seconds in snapshot.still_s.items():
         still.add_metric(labels, seconds)
     yield still
+    text = "1 while the shard gets over five times what the median shard of its queue gets (shardq doctor says why)."
+    hot = GaugeMetricFamily("shardq_shard_hot", text, labels=_SHARD)
+    for name, queue in snapshot.queues.items():
+        for shard in queue.shards:
+            hot.add_metric([name, str(shard)], shard in snapshot.hot.get(name, ()))
+    yield hot
     up = GaugeMetricFamily("shardq_queue_up", "1 when all of the queue was read at this scrape.", labels=["queue"])
     for name in snapshot.queues:
         up.add_metric([name], name in snapshot.whole)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from shardq.core.hot import LEAST_BYTES_PER_S, hot_shards
 from shardq.ops.inspect import GroupView, QueueView, ShardView
 
 
@@ -36,6 +37,14 @@ class Look:
     def handled_total(self, group: str) -> float | None:
         """Over all shards whose rate is known."""
         return _sum(self.handled(shard, group) for shard in self.view.shards.values())
+
+    def hot(self) -> frozenset[int]:
+        """Shards that got far more messages or bytes than the others between the two looks."""
+        takes = [shard for shard in self.view.shards.values() if shard.state == "open"]
+        pairs = [(earlier, now) for now in takes if (earlier := self._earlier(now)) is not None]
+        messages = {now.shard: _rate(then, now, then.appended, now.appended) for then, now in pairs}
+        sizes = {now.shard: _rate(then, now, then.bytes, now.bytes) for then, now in pairs}
+        return frozenset(hot_shards(messages)) | frozenset(hot_shards(sizes, least=LEAST_BYTES_PER_S))
 
     def _earlier(self, shard: ShardView) -> ShardView | None:
         earlier = self.before.shards.get(shard.shard) if self.before is not None else None

@@ -8,9 +8,11 @@ stored and only differences are written.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 
 import anyio
 
+from shardq.core.balance import Balancer
 from shardq.core.lease import Watch
 from shardq.core.plan import Plan
 from shardq.errors import CorruptData, StoreError
@@ -37,10 +39,13 @@ class Coordinator:
         shards: dict[int, ShardKeys],
         settings: WorkerSettings,
         outages: Outages,
+        loads: Callable[[], Mapping[int, float] | None],
     ) -> None:
         self._pipes, self._keys, self._group, self._settings = pipes, keys, group, settings
         self._shards = shards
         self._outages, self._cant_offer = outages, f"{keys.queue}/{group}: can't offer a shard yet"
+        self._loads, self._balancer = loads, Balancer(settings.pace)
+        self._differ: list[str] = []
         self._term = 0
         self._watches: dict[str, Watch] = {}
         self._unsettled: set[int] = set()
@@ -52,6 +57,7 @@ class Coordinator:
         self._watches = {}
         self._unsettled = set(self._shards)
         self._ticks = 0
+        self._balancer = Balancer(self._settings.pace)
 
     async def tick(self, nonce: str, beat: control.Beat, before: Plan) -> bool:
         """One round; false when another leader's term has begun."""
@@ -80,7 +86,27 @@ class Coordinator:
                 dead.append(name)
             elif not member.leaving:
                 alive.append(name)
-        return Plan.make(self._shards, alive, before), dead
+        self._warn_of_others({name: members[name] for name in alive})
+        if self._settings.balance == "count":
+            return Plan.make(self._shards, alive, before), dead
+        capacities = {name: members[name].capacity for name in alive}
+        return self._balancer.plan(now, self._shards, capacities, before, self._loads()), dead
+
+    def _warn_of_others(self, alive: Mapping[str, control.Member]) -> None:
+        """Workers that would have it otherwise: once for each set of them, as the next leader may be one."""
+        own = self._settings.balance
+        differ = sorted(name for name, member in alive.items() if member.balance != own)
+        if differ and differ != self._differ:
+            _log.warning(
+                "%s/%s is balanced by %s, as its leader has it, but by %s for %s: give every worker and coordinator of "
+                "the group the same balance",
+                self._keys.queue,
+                self._group,
+                own,
+                "count" if own == "load" else "load",
+                ", ".join(differ[:5]) + (", ..." if len(differ) > 5 else ""),
+            )
+        self._differ = differ
 
     async def _publish(self, nonce: str, plan: Plan, dead: list[str], members: dict[str, control.Member]) -> int | None:
         removed = [part for name in dead for part in (name, members[name].value)]

@@ -24,6 +24,7 @@ from shardq.core.meters import GroupMeters
 from shardq.core.plan import Plan
 from shardq.errors import CorruptData, StoreError, UsageError
 from shardq.runtime.coordinator import Coordinator
+from shardq.runtime.loads import LoadSampler
 from shardq.runtime.outages import Outages
 from shardq.runtime.scheduler import Scheduler
 from shardq.runtime.settings import WorkerSettings
@@ -43,7 +44,8 @@ def made_up_name(role: str = "") -> str:
 
 class Member:
     """Beats until its task is cancelled. `on_change` is called when the plan or the set of silent workers changed;
-    `claimed_from` names the holders of the leases that this worker is about to take."""
+    `claimed_from` names the holders of the leases that this worker is about to take. `loads` are sampled while it leads
+    where the group is balanced by load, or `samples_loads`."""
 
     def __init__(
         self,
@@ -59,6 +61,7 @@ class Member:
         claimed_from: Callable[[], set[str]] = set,
         outages: Outages | None = None,
         meters: GroupMeters | None = None,
+        samples_loads: bool = False,
     ) -> None:
         self.name = name
         self.nonce = secrets.token_hex(8)
@@ -79,8 +82,24 @@ class Member:
         self._term = 0
         self._leading = False
         self._trust = Trust(settings.leader_lease_s, -1e9)
+        self.loads = LoadSampler(
+            pipes=pipes,
+            group=group,
+            shards=shards,
+            settings=settings,
+            leads=lambda: self.leads,
+            outages=outages,
+            label=f"{keys.queue}/{group}",
+        )
+        self._samples_loads = samples_loads or settings.balance == "load"
         self._coordinator = Coordinator(
-            pipes=pipes, keys=keys, group=group, shards=shards, settings=settings, outages=outages
+            pipes=pipes,
+            keys=keys,
+            group=group,
+            shards=shards,
+            settings=settings,
+            outages=outages,
+            loads=lambda: self.loads.known,
         )
         self._scheduler = Scheduler(pipes=pipes, keys=keys, leads=lambda: self.leads)
         self._nudged = anyio.Event()
@@ -102,6 +121,8 @@ class Member:
         async with anyio.create_task_group() as self._tasks:
             # Beside the heartbeats: whatever it waits for does not hold them up.
             self._tasks.start_soon(self._scheduler.run)
+            if self._samples_loads:
+                self._tasks.start_soon(self.loads.run)
             await self._keep_beating()
 
     async def _keep_beating(self) -> None:
@@ -148,6 +169,8 @@ class Member:
             plan_version=self.plan_version,
             watch=("*",) if term else sorted(self._interest()),
             timeout_s=self._settings.leader_lease_s,
+            balance=self._settings.balance,
+            capacity=self._settings.capacity,
         )
         if beat is None:
             msg = f"another process goes by the name {self.name!r} in group {self._group!r}: give each worker its own"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from shardq.core.balance import Pace
 from shardq.core.retry import Retry
 from shardq.errors import UsageError
 
@@ -21,6 +22,10 @@ class WorkerSettings:
     drain_limit_s    how long a stopping worker waits for its running handlers before it cancels them
     retry            when a failing message is tried again, and when it becomes a dead letter
     ordering         "key": messages of a key wait for each other; "none": nothing waits for anything
+    balance          what the leader of the group makes even: "count" of shards, or their measured "load"
+    capacity         this worker's, beside that of the others: one of 2 gets twice the load (balance="load")
+    load_sample_s    how often a leader looks at the shards' counters for that; all that follows from loads is a
+                     multiple of it, see `pace`
     """
 
     lease_s: float = 5.0
@@ -30,6 +35,9 @@ class WorkerSettings:
     drain_limit_s: float = 25.0
     retry: Retry = DEFAULT_RETRY
     ordering: Literal["key", "none"] = "key"
+    balance: Literal["count", "load"] = "count"
+    capacity: float = 1.0
+    load_sample_s: float = 5.0
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -38,6 +46,7 @@ class WorkerSettings:
             ("concurrency", 1),
             ("buffer_messages", 1),
             ("drain_limit_s", 0),
+            ("load_sample_s", 0.05),
         ):
             if getattr(self, name) < least:
                 msg = f"{name.removesuffix('_s')} must be at least {least}, not {getattr(self, name)}"
@@ -46,9 +55,29 @@ class WorkerSettings:
         if self.ordering not in ("key", "none"):
             msg = f"ordering is 'key' or 'none', not {self.ordering!r}"
             raise UsageError(msg)
+        if self.balance not in ("count", "load"):
+            msg = f"balance is 'count' or 'load', not {self.balance!r}"
+            raise UsageError(msg)
+        if type(self.capacity) not in (int, float) or not 0.01 <= self.capacity <= 1000:
+            msg = f"capacity is a number from 0.01 to 1000, 1 for a worker like most, not {self.capacity!r}"
+            raise UsageError(msg)
+        if self.capacity != 1 and self.balance == "count":
+            msg = f"capacity={self.capacity!r} says something only with balance='load', on every worker of the group"
+            raise UsageError(msg)
         if type(self.retry) is not Retry:
             msg = f"retry is a shardq.Retry(...), not {self.retry!r}"
             raise UsageError(msg)
+
+    @property
+    def pace(self) -> Pace:
+        """How often shards may move for their load; with the default of 5 s between samples as Pace has it."""
+        sample_s = self.load_sample_s
+        return Pace(warmup_s=2 * sample_s, cooldown_s=6 * sample_s, rest_s=60 * sample_s)
+
+    @property
+    def load_half_life_s(self) -> float:
+        """How fast the loads follow a change."""
+        return 6 * self.load_sample_s
 
     @property
     def heartbeat_s(self) -> float:

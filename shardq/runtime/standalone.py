@@ -8,6 +8,8 @@ import logging
 
 import anyio
 
+from shardq.core.autosplit import AutoSplit
+from shardq.runtime.autosplit import AutoSplitter, Split, newest_keys, split_of
 from shardq.runtime.bells import Bells
 from shardq.runtime.client import Client
 from shardq.runtime.member import Member, made_up_name
@@ -20,18 +22,36 @@ from shardq.storage.pipes import Pipes
 _log = logging.getLogger("shardq")
 
 
-async def coordinate(client: Client, queue: str, group: str, settings: WorkerSettings, stop: anyio.Event) -> None:
+async def coordinate(
+    client: Client,
+    queue: str,
+    group: str,
+    settings: WorkerSettings,
+    stop: anyio.Event,
+    *,
+    autosplit: AutoSplit | None = None,
+) -> None:
     """Beats, and leads when it is elected, until `stop` is set or it is cancelled; then it resigns at once.
 
-    `settings` must have the lease times of the group's workers. Raises UnknownQueue.
+    `settings` must have the lease times and the balance of the group's workers. With `autosplit` it splits hot shards
+    within these bounds while it leads. Raises UnknownQueue.
     """
     check_name("group", group)
     joined = await client.queue(queue)
+    split = split_of(joined) if autosplit is not None else None
     with one_error():
-        await _coordinate(client, joined, group, settings, stop)
+        await _coordinate(client, joined, group, settings, stop, autosplit, split)
 
 
-async def _coordinate(client: Client, joined: Queue, group: str, settings: WorkerSettings, stop: anyio.Event) -> None:
+async def _coordinate(
+    client: Client,
+    joined: Queue,
+    group: str,
+    settings: WorkerSettings,
+    stop: anyio.Event,
+    autosplit: AutoSplit | None,
+    split: Split | None,
+) -> None:
     async with outliving_tasks() as plumbing:
         # Its pipes outlive the heartbeats: they carry the goodbye.
         bells = Bells(client.cluster)
@@ -44,6 +64,7 @@ async def _coordinate(client: Client, joined: Queue, group: str, settings: Worke
             settings=settings,
             takes_shards=False,
             on_change=lambda: None,
+            samples_loads=autosplit is not None,
             meters=client.meters.group(joined.name, group) if client.meters is not None else None,
         )
         bells.listen(joined.keys.control_slot, joined.keys.control_bell(group), member.nudge)
@@ -51,6 +72,16 @@ async def _coordinate(client: Client, joined: Queue, group: str, settings: Worke
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(bells.run, tasks)
                 tasks.start_soon(member.run)
+                if autosplit is not None and split is not None:
+                    splitter = AutoSplitter(
+                        autosplit,
+                        joined.name,
+                        loads=lambda: member.loads.details,
+                        ranges=lambda: {shard.id: (shard.low, shard.high) for shard in joined.table.shards},
+                        keys=lambda shard: newest_keys(joined, shard),
+                        split=split,
+                    )
+                    tasks.start_soon(splitter.run, settings.load_sample_s)
                 _log.info("coordinator %s stands by for %s/%s", member.name, joined.name, group)
                 await stop.wait()
                 tasks.cancel_scope.cancel()

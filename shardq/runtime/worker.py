@@ -73,6 +73,9 @@ class Worker:
     lease          seconds: a crashed worker's shards rest about this long
     buffer         messages held of one shard at most, about
     drain_limit    seconds that a stopping worker waits for running handlers before it cancels them
+    balance        what is made even among the group's workers: the "count" of their shards, or the measured "load".
+                   It is the group's: give it to every worker (and `shardq coordinator`), the leader's own counts
+    capacity       what this worker can do beside the others, with balance="load": one of 2 gets twice the load
     """
 
     def __init__(
@@ -91,6 +94,8 @@ class Worker:
         lease: float = 5.0,
         buffer: int = 2000,
         drain_limit: float = 25.0,
+        balance: Literal["count", "load"] = "count",
+        capacity: float = 1.0,
     ) -> None:
         self.queue = check_name("queue", queue)
         self.group = check_name("group", group)
@@ -109,6 +114,8 @@ class Worker:
             drain_limit_s=drain_limit,
             retry=retry,
             ordering=ordering,
+            balance=balance,
+            capacity=capacity,
         )
         self._function: Callable[..., Any] | None = None
         self._takes_lists = False

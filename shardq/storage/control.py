@@ -1,5 +1,8 @@
 """A group's members, leader and plan as Python calls (scripts/control.lua). Decides nothing about them: that is for
 runtime/member.py and runtime/coordinator.py.
+
+A member's state is `active` or `leaving`; one that declares something says `active:load:2.5`, its balance and its
+capacity. Builds that know only the two words take that as active. A leaving one has nothing to declare.
 """
 
 from __future__ import annotations
@@ -12,15 +15,20 @@ from shardq.storage.keys import Keys
 from shardq.storage.pipes import Pipes
 from shardq.storage.reply import shape
 
+_LEAST_CAPACITY, _MOST_CAPACITY = 0.01, 1000.0
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A worker as its heartbeats show it; `value` is what was stored, for comparing."""
+    """A worker as its heartbeats show it; `value` is what was stored, for comparing. `capacity` is beside that of the
+    others, from 0.01 to 1000; `balance` is how it would have shards assigned."""
 
     nonce: str
     beats: int
     leaving: bool
     value: str
+    balance: str = "count"
+    capacity: float = 1.0
 
     @classmethod
     def parse(cls, value: bytes) -> Member | None:
@@ -28,7 +36,26 @@ class Member:
         text = value.decode(errors="replace")
         nonce, _, rest = text.partition(":")
         beats, _, state = rest.partition(":")
-        return cls(nonce, int(beats), state == "leaving", text) if beats.isdecimal() and len(beats) <= 20 else None
+        if not beats.isdecimal() or len(beats) > 20:
+            return None
+        word, _, declared = state.partition(":")
+        balance, _, capacity = declared.partition(":")
+        leaving, known = word == "leaving", "load" if balance == "load" else "count"
+        return cls(nonce, int(beats), leaving, text, known, _capacity(capacity))
+
+
+def _capacity(text: str) -> float:
+    try:
+        capacity = float(text)
+    except ValueError:
+        return 1.0
+    return capacity if _LEAST_CAPACITY <= capacity <= _MOST_CAPACITY else 1.0
+
+
+def _state(balance: str, capacity: float, *, leaving: bool) -> str:
+    if leaving:
+        return "leaving"
+    return "active" if (balance, capacity) == ("count", 1.0) else f"active:{balance}:{capacity:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +84,11 @@ async def beat(
     plan_version: int,
     watch: Sequence[str],
     timeout_s: float,
+    balance: str = "count",
+    capacity: float = 1.0,
 ) -> Beat | None:
     """One heartbeat; None when another incarnation goes under this worker's name."""
-    state = "leaving" if leaving else "active"
+    state = _state(balance, capacity, leaving=leaving)
     args: list[str | bytes | int] = [worker, nonce, beats, state, term, plan_version, *watch]
     reply = await pipes.call(keys.control_slot, "beat", [keys.control(group)], args, timeout_s=timeout_s)
     with shape("beat"):

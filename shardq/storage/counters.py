@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from shardq.core.load import Counts
 from shardq.errors import UnknownQueue
 from shardq.storage.calls import missing_shard
-from shardq.storage.cluster import pack_call
+from shardq.storage.cluster import pack_call, pack_command
 from shardq.storage.keys import ShardKeys
 from shardq.storage.pipes import Pipes
 from shardq.storage.reply import shape
@@ -125,6 +126,19 @@ def _read(shard: ShardKeys, groups: Sequence[str], reply: Any) -> ShardCounters:
                 found,
             )
     raise UnknownQueue(missing_shard(shard))
+
+
+async def work_counts(pipes: Pipes, shard: ShardKeys, group: str, *, timeout_s: float = 5.0) -> Counts:
+    """What of a shard's counters its load is reckoned from: two small reads, which a coordinator may do, too. The
+    group's messages in a full queue's dropped part count as backlog until it has passed them."""
+    asked = pack_command("HMGET", shard.meta, "appended", "bytes")
+    meta = await pipes.command(shard.slot, asked, timeout_s=timeout_s)
+    fields = ("foreign", "base", "acked", "dead", "replayed")
+    values = await pipes.command(shard.slot, pack_command("HMGET", shard.group(group), *fields), timeout_s=timeout_s)
+    with shape("HMGET"):
+        appended, size = (int(value or 0) for value in meta)
+        foreign, base, acked, dead, replayed = (int(value or 0) for value in values)
+        return Counts(appended, size, appended + foreign - base - acked - dead + replayed)
 
 
 def _group_counters(part: Any) -> GroupCounters:

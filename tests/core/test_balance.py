@@ -95,6 +95,20 @@ def test_a_shard_that_moved_rests() -> None:
     assert rested.owners[2] == again.owners[2] == "b"
 
 
+def test_shards_that_swing_rest_longer_and_longer() -> None:
+    """Whoever has shard 1 has the heavy one of the other two as well: it is worth a move each time."""
+    balancer, members = Balancer(Pace(cooldown_s=0, rest_s=10)), {"a": 1.0, "b": 1.0}
+    plan, rounds = Plan({0: "a", 1: "a", 2: "b"}, {}), []
+    for now in range(4000):
+        heavy = 0 if plan.owners[0] == plan.owners[1] else 2
+        after = balancer.plan(now, range(3), members, plan, {0: 1.0, 1: 60.0, 2: 1.0} | {heavy: 1000.0})
+        if moves(plan, after):
+            rounds.append(now)
+        plan = after
+    assert rounds[:8] == [0, 10, 30, 70, 150, 310, 630, 950], "then every 320 s"
+    assert len(rounds) == 17
+
+
 def test_a_member_that_joins_does_not_wait_for_the_pause() -> None:
     balancer = Balancer()
     plan = balancer.plan(0, SHARDS, {"a": 1.0, "b": 1.0}, Plan(dict.fromkeys(SHARDS, "a"), {}), dict(SKEWED))
@@ -232,7 +246,7 @@ def test_a_thousand_workers_that_come_and_go() -> None:
     )
     assert group.overloaded()[0] < 0.08
     group.run(100)
-    assert group.run(200) <= 40, "of 2048 shards (measured: 22, and fewer with every minute)"
+    assert group.run(200) <= 40, "of 2048 shards"
 
 
 @pytest.mark.parametrize("seed", range(3))

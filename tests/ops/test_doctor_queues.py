@@ -15,11 +15,12 @@ import pytest
 
 import shardq
 from shardq.core.findings import Finding
+from shardq.core.queue_settings import QueueSettings
 from shardq.errors import UnknownQueue
-from shardq.ops.doctor.facts import Limits, QueueFacts
-from shardq.ops.doctor.queues import uneven
+from shardq.ops.doctor.facts import HotShard, Limits, QueueFacts
+from shardq.ops.doctor.queues import hot, hot_between, uneven
 from shardq.ops.doctor.run import Wanted, examine
-from shardq.ops.inspect import read_queue
+from shardq.ops.inspect import QueueView, ShardView, read_queue
 from shardq.ops.local_cluster import LocalCluster
 from shardq.storage.cluster import pack_command
 from tests.runtime.harness import running, until, workers
@@ -276,21 +277,45 @@ async def test_a_full_queue(cluster: LocalCluster, queue: shardq.Queue) -> None:
 
 @pytest.mark.parametrize("keys", [1, 50])
 async def test_a_hot_shard(cluster: LocalCluster, queue: shardq.Queue, keys: int) -> None:
-    hot = [f"h{n}" for n in range(400) if queue.place_of(f"h{n}") == queue.shards[2]][:keys]
+    keyed = [f"h{n}" for n in range(400) if queue.place_of(f"h{n}") == queue.shards[2]][:keys]
 
     async def busy() -> None:
         async with queue.producer() as producer:
             while True:
-                await producer.send_many((key, 1) for key in hot * (100 // keys))
+                await producer.send_many((key, 1) for key in keyed * (100 // keys))
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(busy)
         limits = Limits(hot_per_s=20)
         found = await look(cluster, queue, limits=limits)
         tasks.cancel_scope.cancel()
-    assert found["shard.hot"].subject == f"{queue.name} shard 2"
-    assert ("'h" in found["shard.hot"].do) is (keys == 1)
-    assert "shard.hot" not in await look(cluster, queue, limits=limits)
+    said, other = ("shard.hot_key", "shard.hot") if keys == 1 else ("shard.hot", "shard.hot_key")
+    assert other not in found
+    assert (found[said].subject, found[said].level) == (f"{queue.name} shard 2", "warning")
+    assert f"{GROUP} can't keep up with it" in found[said].what
+    if keys == 1:
+        assert f"one key, {keyed[0]!r}, has 100% of its newest 500 messages" in found[said].what
+        assert found[said].do.startswith("no split helps")
+    else:
+        assert found[said].do.startswith(f"shardq split {queue.name} 2: of its newest 500 messages ")
+        assert "'h" not in found[said].what + found[said].do, "keys are shown only where one is the reason"
+    assert not {"shard.hot", "shard.hot_key"} & set(await look(cluster, queue, limits=limits))
+
+
+def test_a_hot_shard_whose_group_keeps_up_is_advice_and_one_whose_keys_cant_be_read_is_named_too() -> None:
+    quiet = replace(_blank(0), appended=1000)
+    then = QueueView("q", {n: _blank(n) for n in range(3)}, {})
+    now = QueueView("q", {0: quiet, 1: _blank(1), 2: _blank(2)}, {})
+    now = replace(now, shards={n: replace(shard, time_ms=1000) for n, shard in now.shards.items()})
+    found = hot_between(then, now, Limits())
+    assert found == [HotShard(0, "gets 1000 messages/s, the median shard 0 messages/s", None, [])]
+    facts = QueueFacts("q", QueueSettings(), 3, 3, then, now, 1.0, hot=found)
+    (finding,) = hot(facts, Limits())
+    assert (finding.id, finding.level, finding.do) == ("shard.hot", "advice", "shardq split q 0")
+
+
+def _blank(number: int) -> ShardView:
+    return ShardView(number, 0, 1 << 32, 0, "n:1", "open", 0, 0, 0, 0, 0, 0, {})
 
 
 async def test_shards_that_lie_unevenly(cluster: LocalCluster, queue: shardq.Queue) -> None:

@@ -20,6 +20,7 @@ from shardq.ops.exporter import serve_metrics
 from shardq.ops.local_cluster import LocalCluster, find_server
 from shardq.storage.cluster import pack_command
 from tests.cli.support import Command, Start, commands, until
+from tests.runtime import harness
 
 pytestmark = pytest.mark.anyio
 
@@ -42,6 +43,7 @@ REQUIRED = {
     "shardq_oldest_unread_age_seconds": "gauge",
     "shardq_lease_owned": "gauge",
     "shardq_lease_epoch": "gauge",
+    "shardq_shard_hot": "gauge",
     "shardq_rebalances_total": "counter",
     "shardq_queue_up": "gauge",
     "shardq_exporter_up": "gauge",
@@ -276,3 +278,17 @@ async def test_a_port_in_use_is_said(cluster: LocalCluster) -> None:
         port = int(url.split(":")[2].split("/")[0])
         with pytest.raises(shardq.UsageError, match=f"can't listen on 127.0.0.1:{port} .*another port"):
             await serve_metrics(client, port)
+
+
+async def test_a_hot_shard_is_named_by_every_exporter_that_read_twice(cluster: LocalCluster, queue_name: str) -> None:
+    async with shardq.connect(cluster.url) as client, exporting(client) as url:
+        queue = await client.queue(queue_name, shards=4)
+        keys = [f"k{n}" for n in range(400) if queue.place_of(f"k{n}") == queue.shards[1]]
+        assert (await scrape(url)).values("shardq_shard_hot", queue_name) == [0, 0, 0, 0]
+        async with queue.producer() as producer:
+
+            async def hot() -> bool:
+                await producer.send_many((key, 1) for key in keys * 10)
+                return (await scrape(url)).values("shardq_shard_hot", queue_name) == [0, 1, 0, 0]
+
+            await harness.until(hot, 20, "shard 1 to be named")

@@ -171,6 +171,23 @@ def test_rates_are_of_the_nodes_own_clock_and_never_negative() -> None:
     assert Look(None, later).stored_total() is None
 
 
+def test_a_hot_shard_has_a_mark_in_every_table_of_shards() -> None:
+    def at(second: int, rates: tuple[int, ...]) -> QueueView:
+        return queue("q", *(
+            shard(n, {"g": group(owner="w")}, appended=rate * second, time_ms=1000 * second)
+            for n, rate in enumerate(rates)
+        ))  # fmt: skip
+
+    board = Board()
+    for second in (1, 3):
+        board = board.updated({"q": at(second, (20, 600, 20, 20))}, {}, whole=True)
+    for place in (Place("shards", "q", "g"), Place("worker", "q", "g", worker="w")):
+        column = [each.field for each in COLUMNS[place.level]].index("hot")
+        assert [row.values[column] for row in rows(board, place)] == ["", "hot", "", ""]
+    assert board.looks["q"].hot() == {1}
+    assert Look(None, at(1, (20, 600, 20, 20))).hot() == frozenset()
+
+
 def test_what_can_not_be_read_keeps_its_last_values_and_is_named() -> None:
     whole = queue("q", shard(0, {"g": group(3)}), shard(1, {"g": group(4)}))
     part = replace(queue("q", shard(0, {"g": group(1)})), unreadable={1: "n:1 is away"})

@@ -6,7 +6,7 @@ import pytest
 
 from shardq.errors import StoreRefused
 from shardq.storage import control
-from shardq.storage.control import Beat
+from shardq.storage.control import Beat, Member
 from tests.storage.rig import TIMEOUT_S, Rig
 
 pytestmark = pytest.mark.anyio
@@ -172,3 +172,47 @@ async def test_a_pause_is_seen_by_every_heartbeat_until_it_ends(shard: Rig) -> N
 async def test_misuse_is_refused(shard: Rig, function: str) -> None:
     with pytest.raises(StoreRefused, match="report it"):
         await command(shard, function, "x")
+
+
+async def test_members_declare_balance_and_capacity_and_older_builds_read_them_as_active(shard: Rig) -> None:
+    async def declared(leaving: bool, beats: int) -> Member:
+        told = await control.beat(
+            shard.pipes,
+            shard.keys,
+            "g",
+            worker="w",
+            nonce="n",
+            beats=beats,
+            leaving=leaving,
+            term=0,
+            plan_version=0,
+            watch=("*",),
+            timeout_s=TIMEOUT_S,
+            balance="load",
+            capacity=2.5,
+        )
+        assert told is not None
+        return told.members["w"]
+
+    assert await declared(False, 1) == Member("n", 1, False, "n:1:active:load:2.5", "load", 2.5)
+    assert await declared(True, 2) == Member("n", 2, True, "n:2:leaving")
+    assert (await seen(shard, "b", 1)).members["worker-b"].value == "b:1:active", "as it always was"
+
+
+@pytest.mark.parametrize(
+    ("stored", "balance", "capacity"),
+    [
+        ("n:1:active", "count", 1.0),
+        ("n:1:active:load:4", "load", 4.0),
+        ("n:1:active:count:0.5", "count", 0.5),
+        ("n:1:active:load", "load", 1.0),
+        ("n:1:active:load:nan", "load", 1.0),
+        ("n:1:active:load:inf", "load", 1.0),
+        ("n:1:active:load:-1", "load", 1.0),
+        ("n:1:active:load:0", "load", 1.0),
+        ("n:1:active:load:x:y", "load", 1.0),
+        ("n:1:active:other:2:more", "count", 1.0),
+    ],
+)
+def test_what_a_member_declares_is_read_whatever_it_is(stored: str, balance: str, capacity: float) -> None:
+    assert Member.parse(stored.encode()) == Member("n", 1, False, stored, balance, capacity)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from shardq.core.hot import FACTOR, LEAST_BYTES_PER_S, LEAST_PER_S, KeySample
 from shardq.core.queue_settings import QueueSettings
 from shardq.ops.inspect import QueueView
 from shardq.storage.control import Member
@@ -33,9 +34,9 @@ class Limits:
     memory_full: float = 0.95
     backlog_bytes: int = 64 * MIB
     fragmented_bytes: int = 256 * MIB
-    hot_factor: float = 5.0
-    hot_per_s: float = 100.0
-    hot_bytes_per_s: float = 1024.0 * 1024
+    hot_factor: float = FACTOR
+    hot_per_s: float = LEAST_PER_S
+    hot_bytes_per_s: float = LEAST_BYTES_PER_S
     slow_s: int = 3600
     orphans: int = 100_000
 
@@ -52,11 +53,13 @@ class Stray:
 
 @dataclass(frozen=True, slots=True)
 class HotShard:
-    """A shard that gets far more than the others, and the key that most of its newest messages have, '' if none has."""
+    """A shard that gets far more than the others, in words, the keys of its newest messages (None: they could not be
+    read), and the groups whose backlog grew there between the two looks."""
 
     shard: int
     text: str
-    key: str = ""
+    keys: KeySample | None = None
+    falls_behind: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

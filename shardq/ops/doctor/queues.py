@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from statistics import median
 
 from shardq.core.findings import Finding, Level
+from shardq.core.hot import hot_shards
 from shardq.ops.doctor.check import Check
-from shardq.ops.doctor.facts import MIB, Limits, QueueFacts
+from shardq.ops.doctor.facts import MIB, HotShard, Limits, QueueFacts
 from shardq.ops.doctor.servers import denied_right
 from shardq.ops.inspect import GroupView, QueueView, ShardView
 
@@ -151,12 +151,23 @@ def uneven(queue: QueueFacts, _limits: Limits) -> Iterator[Finding]:
 
 
 def hot(queue: QueueFacts, _limits: Limits) -> Iterator[Finding]:
+    """A hot key is told apart from a hot shard: only the latter is helped by a split."""
     for shard in queue.hot:
-        if shard.key:
-            do = f"most of its newest messages have the key {shard.key}: split that key, or spread it over several"
+        level: Level = "warning" if shard.falls_behind else "advice"
+        what = shard.text
+        if shard.falls_behind:
+            what += f"; {', '.join(shard.falls_behind)} can't keep up with it"
+        keys = shard.keys
+        if keys is not None and keys.one_key:
+            what += f"; one key, {repr(keys.key)[:80]}, has {keys.share:.0%} of its newest {keys.messages} messages"
+            do = "no split helps: spread that key over several where its order allows, or make its handler faster"
+            yield Finding(level, "shard.hot_key", _shard(queue, shard.shard), what, do)
         else:
-            do = "several keys: more shards spread them"
-        yield Finding("advice", "shard.hot", _shard(queue, shard.shard), shard.text, do)
+            do = f"shardq split {queue.name} {shard.shard}"
+            if keys is not None:
+                lower, upper = keys.halves
+                do += f": of its newest {keys.messages} messages {lower:.0%} and {upper:.0%} would go to the halves"
+            yield Finding(level, "shard.hot", _shard(queue, shard.shard), what, do)
 
 
 def full(queue: QueueFacts, limits: Limits) -> Iterator[Finding]:
@@ -186,24 +197,35 @@ def _waiting(shard: ShardView) -> int:
     return max((view.backlog for view in shard.groups.values()), default=shard.appended) + shard.delayed
 
 
-def hot_shards(before: QueueView, after: QueueView, limits: Limits) -> dict[int, str]:
-    """Shards that got far more than the median shard between two looks, and how much in words."""
+def hot_between(before: QueueView, after: QueueView, limits: Limits) -> list[HotShard]:
+    """Shards that got far more than the median shard between two looks; their keys are not known here."""
     found: dict[int, str] = {}
     wanted: tuple[tuple[float, Callable[[ShardView], int], Callable[[float], str]], ...] = (
         (limits.hot_per_s, lambda shard: shard.appended, lambda rate: f"{rate:.0f} messages/s"),
         (limits.hot_bytes_per_s, lambda shard: shard.bytes, lambda rate: f"{rate / MIB:.1f} MiB/s"),
     )  # fmt: skip
     for least, count, words in wanted:
-        rates = _rates(before, after, count)
-        middle = median(rates.values()) if len(rates) > 2 else float("inf")
-        for number, rate in rates.items():
-            if rate >= least and rate > limits.hot_factor * middle:
-                found.setdefault(number, f"gets {words(rate)}, the median shard {words(middle)}")
-    return found
+        for number, rate in hot_shards(_rates(before, after, count), factor=limits.hot_factor, least=least).items():
+            found.setdefault(number, f"gets {words(rate.rate)}, the median shard {words(rate.median)}")
+    return [
+        HotShard(number, text, falls_behind=_behind(before.shards[number], after.shards[number]))
+        for number, text in sorted(found.items())
+    ]
+
+
+def _behind(before: ShardView, after: ShardView) -> list[str]:
+    """Groups whose backlog grew by over a tenth of what was stored in between."""
+    stored = after.appended - before.appended
+    return [
+        name
+        for name, view in sorted(after.groups.items())
+        if name in before.groups and view.backlog - before.groups[name].backlog > stored / 10
+    ]
 
 
 def _rates(before: QueueView, after: QueueView, count: Callable[[ShardView], int]) -> dict[int, float]:
-    pairs = [(before.shards[number], shard) for number, shard in after.shards.items() if number in before.shards]
+    takes = {number: shard for number, shard in after.shards.items() if shard.state == "open"}
+    pairs = [(before.shards[number], shard) for number, shard in takes.items() if number in before.shards]
     return {
         now.shard: (count(now) - count(then)) * 1000 / (now.time_ms - then.time_ms)
         for then, now in pairs

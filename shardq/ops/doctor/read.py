@@ -11,10 +11,12 @@ from dataclasses import dataclass, field, replace
 import anyio
 
 from shardq.core.findings import Finding
+from shardq.core.hot import KeySample
 from shardq.errors import ShardqError, StoreUnavailable
 from shardq.ops.doctor.facts import HotShard, Limits, QueueFacts, Stray
-from shardq.ops.doctor.queues import hot_shards
+from shardq.ops.doctor.queues import hot_between
 from shardq.ops.inspect import QueueView, read_queue
+from shardq.runtime.autosplit import newest_keys
 from shardq.runtime.client import Client
 from shardq.runtime.queue import Queue
 from shardq.storage.cluster import Cluster, pack_command
@@ -29,8 +31,6 @@ ROUTING_S = 6.0
 _INSPECTS = "+fcall +hmget +hget +xlen +xrange +xpending +zcard"  # and what the function itself calls
 OWNER = "owner"  # the consumer's name in every group of ours (scripts/step.lua)
 _GONE = "is gone"  # so a shard whose keys are not there says (storage/calls.py); others are away with their master
-_KEY_SAMPLE = 200
-_KEY_SHARE = 0.5
 
 Members = dict[str, dict[str, Member]]
 
@@ -88,7 +88,7 @@ async def look_again(client: Client, earlier: Look, over_s: float, limits: Limit
     denied = earlier.denied | later.denied
     missing = await _missing_keys(client, queue, later.view, denied)
     strays, foreign = await _strays(client, queue, later.view, denied)
-    hot = await _hot(queue, hot_shards(earlier.view, later.view, limits))
+    hot = [await _with_keys(queue, shard) for shard in hot_between(earlier.view, later.view, limits)]
     return replace(
         facts,
         members=members,
@@ -169,25 +169,16 @@ def _text(value: object) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-async def _hot(queue: Queue, found: Mapping[int, str]) -> list[HotShard]:
-    hot = []
-    for shard, text in sorted(found.items()):
-        key = ""
-        with anyio.move_on_after(CALL_S):
-            key = await _key_of(queue, shard)
-        hot.append(HotShard(shard, text, key))
-    return hot
-
-
-async def _key_of(queue: Queue, shard: int) -> str:
-    """The key that most of a shard's newest messages have; '' when none has, or they can't be read."""
-    try:
-        newest = await queue.peek(_KEY_SAMPLE, reverse=True, shards=[shard])
-    except ShardqError:
-        return ""
-    keys = Counter(record.key for record in newest if record.key is not None)
-    key, count = keys.most_common(1)[0] if keys else (None, 0)
-    return repr(key)[:80] if count > _KEY_SHARE * len(newest) else ""
+async def _with_keys(queue: Queue, shard: HotShard) -> HotShard:
+    """With the keys of its newest messages, where they can be read in time."""
+    with anyio.move_on_after(CALL_S):
+        try:
+            newest = await newest_keys(queue, shard.shard)
+        except ShardqError:
+            return shard
+        routed = queue.table.by_id[shard.shard]
+        return replace(shard, keys=KeySample.of(newest, routed.low, routed.high))
+    return shard
 
 
 async def orphans(

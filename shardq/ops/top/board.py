@@ -95,6 +95,7 @@ _WORK = (
 )
 _OWNER = Column("OWNER", "owner", "text")
 _LEASE = (Column("LEASE", "lease", "text", 4), Column("EPOCH", "epoch", "number", 6))
+_HOT = Column("HOT", "hot", "text", 1)
 _SHARD = (
     Column("SHARD", "shard", "number"),
     Column("SLOT", "slot", "number", 7),
@@ -112,7 +113,7 @@ COLUMNS: dict[Level, tuple[Column, ...]] = {
         Column("WORKERS", "workers", "count", 4),
         Column("LEASES", "leases", "count", 5),
     ),
-    "shards": (*_SHARD, _OWNER, *_LEASE),
+    "shards": (*_SHARD, _OWNER, *_LEASE, _HOT),
     "workers": (
         Column("WORKER", "worker", "text"),
         Column("ROLE", "role", "text"),
@@ -127,7 +128,7 @@ COLUMNS: dict[Level, tuple[Column, ...]] = {
         _OWNER,
         *_LEASE,
     ),
-    "worker": (*_SHARD, *_LEASE),
+    "worker": (*_SHARD, *_LEASE, _HOT),
 }
 
 
@@ -140,9 +141,11 @@ def rows(board: Board, place: Place) -> list[Row]:
         return []
     match place.level:
         case "shards":
-            return [_shard_row(look, shard, place.group, "shards") for shard in look.view.shards.values()]
+            hot = look.hot()
+            return [_shard_row(look, shard, place.group, "shards", hot) for shard in look.view.shards.values()]
         case "worker":
-            return [_shard_row(look, shard, place.group, "worker") for shard in _owned(look.view, place)]
+            hot = look.hot()
+            return [_shard_row(look, shard, place.group, "worker", hot) for shard in _owned(look.view, place)]
         case "workers":
             return [_worker_row(look, place, worker) for worker in _workers(look.view, place.group)]
         case "shard":
@@ -207,13 +210,14 @@ def _left(view: GroupView) -> tuple[Value, ...]:
     return view.backlog, view.pel_messages, view.oldest_age_s
 
 
-def _shard_row(look: Look, shard: ShardView, group: str, level: Level) -> Row:
+def _shard_row(look: Look, shard: ShardView, group: str, level: Level, hot: frozenset[int]) -> Row:
     view = shard.groups.get(group)
     stored, handled = look.stored(shard), look.handled(shard, group) if view is not None else None
     left = _left(view) if view is not None else (shard.appended, None, None)
     lease: tuple[Value, ...] = ("-", None) if view is None else (lease_word(view), view.epoch)
     owner: tuple[Value, ...] = () if level == "worker" else ((view.owner or "-") if view is not None else "-",)
     values = (shard.shard, shard.slot, shard.node or "-", *left, stored, handled, *owner, *lease)
+    values = (*values, "hot" if shard.shard in hot else "")
     opens = Place("shard", look.view.queue, group, shard.shard)
     return Row(opens, values, shard.shard in look.view.unreadable)
 

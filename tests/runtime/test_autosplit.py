@@ -1,0 +1,188 @@
+"""The loop that splits hot shards by itself, with a queue that only writes down what was asked of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import anyio
+import pytest
+
+import shardq
+from shardq.core.autosplit import AutoSplit
+from shardq.core.load import Load
+from shardq.core.records import Key
+from shardq.errors import StoreUnavailable, UsageError
+from shardq.ops.local_cluster import LocalCluster
+from shardq.runtime.autosplit import AutoSplitter, newest_keys, split_of
+from tests.runtime.harness import until
+
+pytestmark = pytest.mark.anyio
+
+MANY: Sequence[Key] = [f"k{number}" for number in range(100)]
+
+
+@dataclass
+class Fake:
+    """Four shards, of which `hot` are hot; a split adds one."""
+
+    hot: set[int] = field(default_factory=lambda: {2})
+    keys: Sequence[Key] = field(default_factory=lambda: MANY)
+    count: int = 4
+    error: Exception | None = None
+    asked: list[int] = field(default_factory=list)
+    split: list[int] = field(default_factory=list)
+
+    def loads(self) -> Mapping[int, Load]:
+        return {
+            shard: Load(*((1000.0, 1000.0) if shard in self.hot else (1.0, 1.0)), 0, 0) for shard in range(self.count)
+        }
+
+    async def newest(self, shard: int) -> Sequence[Key]:
+        self.asked.append(shard)
+        return self.keys
+
+    async def do_split(self, shard: int) -> None:
+        self.split.append(shard)
+        if self.error is not None:
+            raise self.error
+        self.count += 1
+
+    def splitter(
+        self, max_shards: int = 6, every_s: float = 0.0, hot_for_s: float = 0.0, look_again_s: float = 0.0
+    ) -> AutoSplitter:
+        return AutoSplitter(
+            AutoSplit(max_shards, every_s, hot_for_s),
+            "q",
+            loads=self.loads,
+            ranges=lambda: dict.fromkeys(range(self.count), (0, 1 << 32)),
+            keys=self.newest,
+            split=self.do_split,
+            look_again_s=look_again_s,
+        )
+
+
+async def test_a_hot_shard_is_split_until_there_are_enough() -> None:
+    fake = Fake()
+    splitter = fake.splitter(max_shards=6)
+    for _ in range(5):
+        await splitter.look()
+    assert fake.split == [2, 2]
+    assert fake.asked == [2, 2], "keys are looked at only where a split is due"
+
+
+async def test_a_hot_key_is_not_split_and_said_once_without_its_name(caplog: pytest.LogCaptureFixture) -> None:
+    fake = Fake(keys=["user:42"] * 80 + ["other"] * 20)
+    splitter = fake.splitter()
+    for _ in range(3):
+        await splitter.look()
+    assert fake.split == []
+    assert [record.getMessage() for record in caplog.records] == [
+        "q: hot shard 2 is not split: one key has 80% of its newest 100 messages"
+    ]
+    fake.keys = MANY
+    await splitter.look()
+    assert fake.split == [2]
+
+
+async def test_a_hot_key_is_looked_at_rarely_and_keeps_no_other_shard_from_being_split() -> None:
+    fake = Fake(keys=["user:42"] * 100)
+    splitter = fake.splitter(look_again_s=1000, max_shards=9)
+    for _ in range(3):
+        await splitter.look()
+    assert fake.asked == [2]
+    fake.hot, fake.keys, fake.count = {2, 3}, MANY, 6
+    await splitter.look()
+    assert fake.split == [3]
+
+
+async def test_time_passes_between_two_splits() -> None:
+    fake = Fake()
+    splitter = fake.splitter(every_s=0.5)
+    await splitter.look()
+    await splitter.look()
+    assert fake.split == [2]
+
+    async def again() -> bool:
+        await splitter.look()
+        return len(fake.split) == 2
+
+    assert await until(again, 10, "the second split") > 0.1
+
+
+async def test_what_has_just_become_hot_is_left_alone() -> None:
+    fake = Fake()
+    splitter = fake.splitter(hot_for_s=1000)
+    await splitter.look()
+    await splitter.look()
+    assert fake.split == fake.asked == []
+
+
+async def test_a_split_that_fails_is_tried_again_later(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "shardq")
+    fake = Fake(error=StoreUnavailable("its master is away"))
+    splitter = fake.splitter(every_s=0.3)
+    await splitter.look()
+    await splitter.look()
+    assert fake.split == [2]
+    assert "hot shard 2 was not split: its master is away; tried again in 0.3 s" in caplog.text
+    fake.error = None
+
+    async def done() -> bool:
+        await splitter.look()
+        return fake.count == 5
+
+    await until(done, 10, "the split that works")
+
+
+async def test_without_loads_it_does_nothing_and_keys_that_cant_be_read_are_no_reason_to_split() -> None:
+    fake = Fake(hot=set())
+    splitter = fake.splitter()
+    await splitter.look()
+    fake.hot = {1}
+    fake.keys = ()
+    await splitter.look()
+    assert fake.split == []
+    assert fake.asked == [1]
+
+
+async def test_a_retired_shard_is_not_split() -> None:
+    fake = Fake(hot={4})
+    splitter = AutoSplitter(
+        AutoSplit(9, 0, 0),
+        "q",
+        loads=lambda: {
+            shard: Load(1000.0 if shard == 4 else 1.0, 1000.0 if shard == 4 else 1.0, 0, 0) for shard in range(5)
+        },
+        ranges=lambda: dict.fromkeys(range(4), (0, 1 << 32)),
+        keys=fake.newest,
+        split=fake.do_split,
+    )
+    await splitter.look()
+    assert fake.asked == []
+
+
+async def test_it_looks_until_it_is_cancelled() -> None:
+    fake = Fake()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(fake.splitter(max_shards=5).run, 0.01)
+        await until(lambda: fake.split == [2], 10, "a split")
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.server_kinds("valkey9")
+async def test_the_keys_of_the_newest_messages(cluster: LocalCluster, queue_name: str) -> None:
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=1)
+        async with queue.producer() as producer:
+            await producer.send_many((f"k{number % 3}", number) for number in range(600))
+            await producer.send(1)
+        keys = await newest_keys(queue, 0)
+        assert len(keys) == 500
+        assert set(keys) == {"k0", "k1", "k2", None}
+
+
+def test_a_queue_that_cant_split_is_refused() -> None:
+    with pytest.raises(UsageError, match="leave out --autosplit"):
+        split_of(object())  # type: ignore[arg-type]  # a queue of a version without `split`
