@@ -48,7 +48,7 @@ HELP = """\
   STORED/S   messages stored in a second
   HANDLED/S  messages finished in a second
   LEASE      held, moving to another worker, or free
-  HOT        gets over five times what the median shard gets: `shardq doctor` says what helps"""
+  HOT, !     gets over five times what the median shard gets: `shardq doctor` says what helps"""
 
 
 def draw(state: State, board: Board, width: int, height: int, silence: str = "") -> RenderableType:
@@ -157,7 +157,8 @@ def _used(widths: Sequence[int]) -> int:
 def _line(
     view: View, texts: Sequence[str], widths: Sequence[int], bar: int, row: Row | None, most: dict[int, float]
 ) -> Text:
-    line = Text(" ", no_wrap=True, overflow="crop")
+    marked = row is not None and row.marked
+    line = Text("!" if marked else " ", style="bold red" if marked else "", no_wrap=True, overflow="crop")
     for at, (column, text, width) in enumerate(zip(view.columns, texts, widths, strict=True)):
         if not width:
             continue

@@ -74,9 +74,11 @@ class Balancer:
         fresh, self._loads, self._capacities = loads is not self._loads, loads, dict(capacities)
         if not joined and not fresh and _covers(before, shards, capacities):
             return before
-        if loads is None and self._began_empty:
-            # A group that starts: by count, until there is something to weigh. One that was taken over stays as it is.
+        # A group that starts is balanced by count (and capacity) until there is something to weigh. One that was taken
+        # over stays as it is until then.
+        if loads is None and self._began_empty and len(set(capacities.values())) < 2:
             return Plan.make(shards, capacities, before)
+        may_move = loads is not None or self._began_empty
         weights = weights_of(shards, loads or {})
         owners = assign_by_load(
             weights,
@@ -84,7 +86,7 @@ class Balancer:
             before.owners,
             heirs=before.standby,
             resting=() if joined else self._resting(now_s),
-            most_moves=self._most_moves(now_s, len(weights), joined=joined) if loads is not None else 0,
+            most_moves=self._most_moves(now_s, len(weights), joined=joined) if may_move else 0,
             band=self.band,
         )
         self._note(now_s, before.owners, owners, capacities)

@@ -93,10 +93,10 @@ class Coordinator:
         return self._balancer.plan(now, self._shards, capacities, before, self._loads()), dead
 
     def _warn_of_others(self, alive: Mapping[str, control.Member]) -> None:
-        """Workers that would have it otherwise: once for each set of them, as the next leader may be one."""
+        """Workers that would have it otherwise: said once while there are any. The next leader may be one."""
         own = self._settings.balance
         differ = sorted(name for name, member in alive.items() if member.balance != own)
-        if differ and differ != self._differ:
+        if differ and not self._differ:
             _log.warning(
                 "%s/%s is balanced by %s, as its leader has it, but by %s for %s: give every worker and coordinator of "
                 "the group the same balance",

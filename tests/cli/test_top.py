@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -14,10 +15,15 @@ from pathlib import Path
 
 import anyio
 import pytest
+from rich.console import Console
 
 import shardq
 from shardq.cli.app import run
+from shardq.cli.top_view import draw
+from shardq.ops.inspect import QueueView, ShardView
 from shardq.ops.local_cluster import LocalCluster
+from shardq.ops.top.board import Board
+from shardq.ops.top.state import settle, start
 from tests.cli.screen import Terminal, terminal
 from tests.cli.support import commands
 
@@ -248,3 +254,21 @@ def test_refusals(
     assert error.startswith("error: ")
     assert says.replace("QUEUE", queue) in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("width", [60, 80, 160])
+def test_a_hot_shard_is_marked_however_narrow_the_terminal_is(width: int) -> None:
+    def view(second: int) -> QueueView:
+        shards = {
+            number: ShardView(number, 0, 1, 0, "n:1", "open", second * 1000, second * rate, 0, 0, 0, 0, {})
+            for number, rate in enumerate((10, 900, 10))
+        }
+        return QueueView("q", shards, {})
+
+    board = Board().updated({"q": view(1)}, {}, whole=True).updated({"q": view(2)}, {}, whole=True)
+    console = Console(width=width, file=io.StringIO())
+    with console.capture() as shown:
+        console.print(draw(settle(start("q"), board, 10), board, width, 16))
+    assert re.findall(r"^!? +(\d)", shown.get(), re.MULTILINE) == ["0", "1", "2"]
+    assert re.findall(r"^! +(\d)", shown.get(), re.MULTILINE) == ["1"]
+    assert (" hot" in shown.get()) is (width == 160)

@@ -41,6 +41,13 @@ def test_a_group_that_starts_is_balanced_by_count_until_there_are_loads() -> Non
     assert balancer.plan(2, SHARDS, {"a": 1.0, "b": 1.0}, two, None) is two
 
 
+def test_a_group_that_starts_is_balanced_by_capacity_too() -> None:
+    balancer = Balancer()
+    alone = balancer.plan(0, SHARDS, {"a": 1.0}, Plan(), None)
+    two = balancer.plan(1, SHARDS, {"a": 1.0, "b": 2.0}, alone, None)
+    assert Counter(two.owners.values()) == {"a": 4, "b": 8}
+
+
 def test_a_new_leader_moves_nothing_before_it_knows_loads_but_places_orphans() -> None:
     lopsided = Plan(
         {shard: "a" if shard else "b" for shard in SHARDS}, {shard: "b" if shard else "a" for shard in SHARDS}

@@ -184,6 +184,7 @@ def test_a_hot_shard_has_a_mark_in_every_table_of_shards() -> None:
     for place in (Place("shards", "q", "g"), Place("worker", "q", "g", worker="w")):
         column = [each.field for each in COLUMNS[place.level]].index("hot")
         assert [row.values[column] for row in rows(board, place)] == ["", "hot", "", ""]
+        assert [row.marked for row in rows(board, place)] == [False, True, False, False]
     assert board.looks["q"].hot() == {1}
     assert Look(None, at(1, (20, 600, 20, 20))).hot() == frozenset()
 

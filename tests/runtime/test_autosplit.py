@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import anyio
 import pytest
@@ -16,7 +17,9 @@ from shardq.core.records import Key
 from shardq.errors import StoreUnavailable, UsageError
 from shardq.ops.local_cluster import LocalCluster
 from shardq.runtime.autosplit import AutoSplitter, newest_keys, split_of
-from tests.runtime.harness import until
+from shardq.runtime.settings import WorkerSettings
+from shardq.runtime.standalone import coordinate
+from tests.runtime.harness import GROUP, until
 
 pytestmark = pytest.mark.anyio
 
@@ -186,3 +189,31 @@ async def test_the_keys_of_the_newest_messages(cluster: LocalCluster, queue_name
 def test_a_queue_that_cant_split_is_refused() -> None:
     with pytest.raises(UsageError, match="leave out --autosplit"):
         split_of(object())  # type: ignore[arg-type]  # a queue of a version without `split`
+
+
+@pytest.mark.server_kinds("valkey9")
+async def test_a_coordinator_splits_what_is_hot_on_a_real_cluster(
+    cluster: LocalCluster, queue_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it but the split itself: the leader's looks, the rule, the keys."""
+    asked: list[int] = []
+
+    async def split(_queue: shardq.Queue, shard: int) -> None:
+        asked.append(shard)
+
+    monkeypatch.setattr(shardq.Queue, "split", split, raising=False)
+    settings = WorkerSettings(lease_s=2.0, leader_lease_s=1.0, load_sample_s=0.2)
+    stop, bounds = anyio.Event(), AutoSplit(max_shards=8, every_s=1000, hot_for_s=0.5)
+    async with shardq.connect(cluster.url) as client, shardq.connect(cluster.url) as leader:
+        queue = await client.queue(queue_name, shards=4)
+        await queue.open_group(GROUP)
+        keys = [f"k{number}" for number in range(400) if queue.place_of(f"k{number}") == queue.shards[3]]
+        async with queue.producer() as producer, anyio.create_task_group() as tasks:
+            tasks.start_soon(partial(coordinate, leader, queue_name, GROUP, settings, stop, autosplit=bounds))
+
+            async def split_once() -> bool:
+                await producer.send_many((key, 1) for key in keys)
+                return asked == [3]
+
+            await until(split_once, 30, "shard 3 to be split")
+            stop.set()

@@ -108,7 +108,7 @@ async def test_each_does_its_part(known: Users, declared: None) -> None:
         worker = make_worker(await handler.queue(PARCELS))
         orders, watched = await sender.queue(ORDERS), await operator.queue(ORDERS)
         stop = anyio.Event()
-        settings = WorkerSettings(lease_s=1.5, leader_lease_s=0.9)
+        settings = WorkerSettings(lease_s=1.5, leader_lease_s=0.9, balance="load", load_sample_s=0.2)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(coordinate, leader, ORDERS, GROUP, settings, stop)
             async with running(handler, worker):

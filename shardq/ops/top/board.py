@@ -40,11 +40,13 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line: a value for each column of its level. `opens` is what it stands for, unique in its table."""
+    """One line: a value for each column of its level. `opens` is what it stands for, unique in its table; a `marked`
+    one is to be seen also where there is no room for the column that says why."""
 
     opens: Place
     values: tuple[Value, ...]
     stale: bool = False
+    marked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ _WORK = (
 )
 _OWNER = Column("OWNER", "owner", "text")
 _LEASE = (Column("LEASE", "lease", "text", 4), Column("EPOCH", "epoch", "number", 6))
-_HOT = Column("HOT", "hot", "text", 1)
+_HOT = Column("HOT", "hot", "text", 9)
 _SHARD = (
     Column("SHARD", "shard", "number"),
     Column("SLOT", "slot", "number", 7),
@@ -219,7 +221,7 @@ def _shard_row(look: Look, shard: ShardView, group: str, level: Level, hot: froz
     values = (shard.shard, shard.slot, shard.node or "-", *left, stored, handled, *owner, *lease)
     values = (*values, "hot" if shard.shard in hot else "")
     opens = Place("shard", look.view.queue, group, shard.shard)
-    return Row(opens, values, shard.shard in look.view.unreadable)
+    return Row(opens, values, shard.shard in look.view.unreadable, shard.shard in hot)
 
 
 def _group_row(look: Look, place: Place, group: str) -> Row:
