@@ -25,6 +25,7 @@ from time import monotonic
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import TaskGroup
 from redis.asyncio.cluster import ClusterNode
 
@@ -193,6 +194,7 @@ class Pipes:
                     self._tasks.start_soon(self._again, sending, reply, pipe.node)
                 else:
                     sending.request.settle(reply)
+            await anyio.lowlevel.checkpoint()
             away = isinstance(reply, Trouble) and reply.away
             failures = failures + 1 if away else 0
             if away:
