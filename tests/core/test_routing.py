@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from shardq.core.routing import MAX_SHARD_ID, MAX_SHARDS, MAX_VERSION, RoutingTable, Shard
+from shardq.core.routing import MAX_SHARD_ID, MAX_SHARDS, MAX_VERSION, RetiredShard, RoutingTable, Shard
 from shardq.core.slots import SLOTS, key_slot
 from shardq.errors import CorruptData, UsageError
 
@@ -129,7 +129,7 @@ def test_the_largest_table_comes_back() -> None:
 @example(b"\x01")
 @example(b"\x01\x92\x01\xdd\xff\xff\xff\xff")
 def test_arbitrary_bytes_are_corrupt(data: bytes) -> None:
-    for candidate in (data, b"\x01" + data, b"\x01\x92" + data):
+    for candidate in (data, b"\x01" + data, b"\x01\x92" + data, b"\x02" + data, b"\x02\x94" + data):
         with pytest.raises(CorruptData):
             RoutingTable.from_bytes(candidate)
 
@@ -190,7 +190,7 @@ def test_wrong_content_is_corrupt(content: object) -> None:
 
 def test_an_unknown_format_says_to_upgrade() -> None:
     with pytest.raises(CorruptData, match="upgrade"):
-        RoutingTable.from_bytes(b"\x02" + RoutingTable.equal(1).to_bytes()[1:])
+        RoutingTable.from_bytes(b"\x03" + RoutingTable.equal(1).to_bytes()[1:])
 
 
 @pytest.mark.parametrize("count", [0, -1, MAX_SHARDS + 1, 2**40])
@@ -222,3 +222,77 @@ def test_tables_are_immutable() -> None:
     for target, name in ((table, "version"), (table.shards[0], "low")):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(target, name, 1)
+
+
+# -- a queue that was resharded ----------------------------------------------------------------------------------------
+
+HALF = SPACE // 2
+SLOT = RoutingTable.equal(2).shards[0].slot
+SPLIT = RoutingTable(
+    8,
+    (Shard(2, 0, HALF // 2, 0, SLOT), Shard(3, HALF // 2, HALF, 0, SLOT), Shard(1, HALF, SPACE)),
+    (RetiredShard(Shard(0, 0, HALF), (2, 3)),),
+)
+
+
+def test_the_wire_format_of_a_resharded_queue_is_what_it_was() -> None:
+    golden = (
+        "029408939502 00 ce40000000 00 cd1000 9503 ce40000000 ce80000000 00 cd1000 9501 ce80000000 cf0000000100000000"
+        " 01 cd3000 91 96 00 00 ce80000000 00 cd1000 92 02 03 90"
+    )
+    assert SPLIT.to_bytes() == bytes.fromhex(golden.replace(" ", ""))
+    assert RoutingTable.from_bytes(SPLIT.to_bytes()) == SPLIT
+
+
+def test_children_stay_in_the_slot_of_their_home() -> None:
+    assert {shard.slot for shard in SPLIT.relatives(0)} == {SLOT}
+    assert [shard.id for shard in SPLIT.relatives(3)] == [2, 3, 0]
+    assert [shard.id for shard in SPLIT.ancestors(3)] == [0]
+    assert [shard.id for shard in SPLIT.ancestors(1)] == []
+    assert [shard.id for shard in SPLIT.holding(HALF - 1)] == [0, 3]
+    assert SPLIT.generations == ((0, 1), (2, 3))
+    assert SPLIT.next_id == 4
+
+
+def test_a_removed_shard_is_known_by_its_home() -> None:
+    after = SPLIT.without(0)
+    assert after.version == 9
+    assert after.home_of(0) == 0
+    assert [shard.id for shard in after.relatives(0)] == [2, 3]
+    assert (after.home_of(7), after.relatives(7)) == (None, ())
+    assert RoutingTable.from_bytes(after.to_bytes()) == after
+    with pytest.raises(UsageError, match="not retired"):
+        SPLIT.without(1)
+
+
+_ACTIVE = [[2, 0, HALF, 0, SLOT], [1, HALF, SPACE, 1, RoutingTable.equal(2).shards[1].slot]]
+_PAST = [0, 0, HALF, 0, SLOT]
+BAD_RESHARDED = {
+    "no past": [1, _ACTIVE],
+    "another slot": [1, [[2, 0, HALF, 0, SLOT + 1], _ACTIVE[1]], [[*_PAST, [2]]], []],
+    "an original in another slot": [1, [_ACTIVE[0], [1, HALF, SPACE, 1, 5]], [], [[0, 0]]],
+    "no such slot": [1, [[1, 0, SPACE, 0, 16384]], [], [[0, 0]]],
+    "a home of a larger id": [1, [[2, 0, HALF, 3, SLOT], _ACTIVE[1]], [], []],
+    "a home in two places": [
+        1,
+        [[2, 0, 10, 0, SLOT], [1, 10, HALF, 1, RoutingTable.equal(1).shards[0].slot], [3, HALF, SPACE, 0, SLOT]],
+        [],
+        [],
+    ],
+    "retired without children": [1, _ACTIVE, [[*_PAST, []]], []],
+    "a child of another home": [1, _ACTIVE, [[*_PAST, [1]]], []],
+    "a child that is not there": [1, _ACTIVE, [[*_PAST, [5]]], []],
+    "a child twice": [1, _ACTIVE, [[*_PAST, [2, 2]]], []],
+    "a child before its parent": [1, _ACTIVE, [[4, 0, HALF, 0, SLOT, [2]]], []],
+    "a retired one that is active": [1, _ACTIVE, [[2, 0, HALF, 0, SLOT, [2]]], []],
+    "a retired one beyond its home": [1, _ACTIVE, [[3, 0, SPACE, 0, SLOT, [2]]], []],
+    "a removed one that is active": [1, _ACTIVE, [], [[2, 0]]],
+    "a removed one of no home": [1, _ACTIVE, [], [[5, 4]]],
+    "a removed one of no id": [1, _ACTIVE, [], [[MAX_SHARD_ID + 1, 0]]],
+}
+
+
+@pytest.mark.parametrize("content", BAD_RESHARDED.values(), ids=BAD_RESHARDED.keys())
+def test_wrong_content_of_a_resharded_queue_is_corrupt(content: object) -> None:
+    with pytest.raises(CorruptData):
+        RoutingTable.from_bytes(b"\x02" + msgspec.msgpack.encode(content))
