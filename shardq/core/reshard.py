@@ -1,5 +1,5 @@
-"""Plans for changing the number of shards while the queue is in use: which shards go, which take their place. Pure: what
-is done in Redis, and in which order, is runtime/reshard.py's.
+"""Plans for changing the number of shards while the queue is in use: which shards go, which take their place. Pure:
+what is done in Redis, and in which order, is runtime/reshard.py's.
 
 A split or merge is in place: children keep the slot of the shard they descend from (their home), so that all it has to
 move lies in one slot. It spreads workers, not Redis.
@@ -12,7 +12,7 @@ Wire format of a plan: byte 0x01, then msgpack `[[id of a parent, ...], the rout
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -74,7 +74,7 @@ class Reshard:
         parents = [self.table.by_id[parent] for parent in self.parents]
         new = {child.id for child in self.children}
         kept = [shard for shard in self.table.shards if shard.id not in new]
-        retired = tuple(each for each in self.table.retired if each.shard.id not in self.parents)
+        retired = tuple(each for each in self.table.retired if each.shard.id not in set(self.parents))
         removed = (*self.table.removed, *((child.id, child.home_id) for child in self.children))
         return RoutingTable(self.table.version, (*kept, *parents), retired, removed)
 
@@ -120,8 +120,8 @@ def split_all(table: RoutingTable, into: int = 2) -> Reshard:
 
 
 def merge(table: RoutingTable, shards: Iterable[int]) -> Reshard:
-    """Makes one of several active shards that lie side by side in one home. Raises UsageError with the reason where that
-    can't be."""
+    """Makes one of several active shards that lie side by side in one home. Raises UsageError with the reason where
+    that can't be."""
     own = sorted((_active(table, shard) for shard in set(shards)), key=lambda each: each.low)
     if len(own) < 2:
         raise UsageError("a merge takes two or more shards")
@@ -176,8 +176,15 @@ def _follow(table: RoutingTable, parents: Sequence[int], ranges: dict[int, list[
     slots = {home: shards[0].slot for home, shards in table.homes.items()}
     first = table.next_id
     children = [Shard(first + n, low, high, home, slots[home]) for n, (low, high, home) in enumerate(pieces)]
-    kept = [shard for shard in table.shards if shard.id not in parents]
-    sealed = [table.by_id[parent] for parent in parents]
-    retired = [RetiredShard(own, tuple(child.id for child in children if child.overlaps(own))) for own in sealed]
-    shards = (*kept, *children)
-    return Reshard(tuple(parents), RoutingTable(table.version + 1, shards, (*table.retired, *retired), table.removed))
+    of_home: dict[int, list[Shard]] = {}
+    for child in children:
+        of_home.setdefault(child.home_id, []).append(child)
+    gone = set(parents)
+    kept = [shard for shard in table.shards if shard.id not in gone]
+    retired = [_retire(table.by_id[parent], of_home) for parent in parents]
+    after = RoutingTable(table.version + 1, (*kept, *children), (*table.retired, *retired), table.removed)
+    return Reshard(tuple(parents), after)
+
+
+def _retire(own: Shard, of_home: Mapping[int, Sequence[Shard]]) -> RetiredShard:
+    return RetiredShard(own, tuple(child.id for child in of_home[own.home_id] if child.overlaps(own)))

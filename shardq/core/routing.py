@@ -1,8 +1,8 @@
 """The routing table: which shard owns which range of the 32-bit key-hash space, and its wire format.
 
 A table is immutable and always whole: its shards cover [0, 2**32) without gap or overlap. A change of shards is a
-new table with a higher version (core/reshard.py makes it). Never hashes a key (`hashing` does) and never says who owns a
-shard (leases do).
+new table with a higher version (core/reshard.py makes it). Never hashes a key (`hashing` does) and never says who owns
+a shard (leases do).
 
 Every shard has a home: the shard of the declared queue that it descends from, whose hash slot it keeps. An original is
 its own home. A shard that was sealed for a reshard is retired: it owns no range any more and is drained; when it is
@@ -11,10 +11,10 @@ gone, its id and home are remembered, for the ids of messages and jobs that name
 Invariants: the shards of a home lie side by side, and no reshard changes what they cover together. An id is never given
 twice, and a shard's id is larger than those of the shards that it came of.
 
-Wire format, as long as the queue was never resharded: byte 0x01, then msgpack `[version, [[id, low, high], ...]]` ordered
-by `low`. Then: byte 0x02, and msgpack `[version, shards, retired, removed]` with shards `[[id, low, high, home, slot], ...]`
-ordered by `low`, retired `[[id, low, high, home, slot, [id of a child, ...]], ...]` and removed `[[id, home], ...]`, both
-by id.
+Wire format, as long as the queue was never resharded: byte 0x01, then msgpack `[version, [[id, low, high], ...]]`
+ordered by `low`. Then: byte 0x02, and msgpack `[version, shards, retired, removed]` with shards
+`[[id, low, high, home, slot], ...]` ordered by `low`, retired `[[id, low, high, home, slot, [id of a child, ...]], ...]`
+and removed `[[id, home], ...]`, both by id.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def _checked(headers: Headers | None) -> dict[str, str | bytes] | None:
 def home(keys: Keys, table: RoutingTable, schedule: Schedule) -> ShardKeys:
     """The shard that its messages go to."""
     shard = schedule.shard_in(table)
-    return keys.shard(shard.id, shard.tag)
+    return keys.of(shard)
 
 
 async def put(pipes: Pipes, keys: Keys, table: RoutingTable, schedule: Schedule, confirm: Confirm | None) -> Schedule:

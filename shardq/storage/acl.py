@@ -48,7 +48,7 @@ COMMANDS: dict[str, str] = {
     ),
     "delete_group": "exists hdel hget hmget hset spublish type unlink xgroup|destroy xtrim",
     "remove_shard": "hget hmget spublish unlink",
-    "acquire": "hmget hset info spublish time",
+    "acquire": "hget hmget hset info spublish time zcard",
     "release": "hmget hset spublish",
     "offer": "hmget hset spublish",
     "ready": "hmget hset spublish",
@@ -60,8 +60,17 @@ COMMANDS: dict[str, str] = {
     "leave": "hdel hget spublish",
     "pause": "hdel hset spublish",
     "swap_schedule": "hdel hget hset time",
-    "close_ticks": "hexists hget hset time",
-    "open_ticks": "hexists hget hset",
+    "close_ticks": "hget hset time",
+    "open_ticks": "hget hset",
+    "begin_reshard": "hdel hmget hset",
+    "commit_reshard": "hget hset",
+    "end_reshard": "hdel hmget hset spublish",
+    "forget_shard": "hmget hset",
+    "open_child": "hdel hexists hget hset hsetnx type xgroup|create xgroup|destroy zadd",
+    "seal": "hget hgetall hset type",
+    "move_delayed": "hdel hexists hget hset spublish type zadd zcard zrange zrem zscore",
+    "retire": "exists hdel hget hgetall hkeys hmget hset memory|usage time type xlen xtrim zcard",
+    "remove_retired": "hmget spublish unlink",
     "inspect": "hget hmget time xlen xpending xrange zcard",
     "build": "",
 }
@@ -92,17 +101,22 @@ class Access:
 
 _MEMBER = "beat lead resign plan leave offer append swap_schedule close_ticks open_ticks"
 
+# What carries on a reshard that somebody began: the leader of a group does.
+_RESHARDING = "commit_reshard end_reshard forget_shard open_child open_group seal move_delayed retire remove_retired"
+_RESHARDING_COMMANDS = "hdel hkeys hmget zrange"
+
 ACCESS: dict[Role, Access] = {
     "producer": Access("append append_each", "hmget hget"),
     "worker": Access(
-        f"{_MEMBER} open_group acquire release ready transfer step promote tidy redact", "hmget hget hgetall xrange"
+        f"{_MEMBER} {_RESHARDING} acquire release ready transfer step promote tidy redact",
+        f"hget hgetall xrange {_RESHARDING_COMMANDS}",
     ),
-    "coordinator": Access(_MEMBER, "hmget hget hgetall"),
+    "coordinator": Access(f"{_MEMBER} {_RESHARDING}", f"hget hgetall {_RESHARDING_COMMANDS}"),
     "exporter": Access("inspect build", "hmget hgetall smembers"),
     "operator": Access(
-        "declare settings open_shard tune open_group reset_group delete_group pause remove_shard inspect build replay "
-        "purge mark redact forget trim append append_each swap_schedule close_ticks open_ticks",
-        "del exists function|load hget hgetall hmget hset sadd smembers srem time xrange xrevrange",
+        "declare settings open_shard tune reset_group delete_group pause remove_shard inspect build replay purge mark "
+        f"redact forget trim append append_each swap_schedule close_ticks open_ticks begin_reshard {_RESHARDING}",
+        f"del exists function|load hget hgetall hset sadd smembers srem time xrange xrevrange {_RESHARDING_COMMANDS}",
     ),
 }
 
@@ -196,7 +210,7 @@ def _of_queue(wanted: Wanted, keys: Keys) -> tuple[list[Key], list[str]]:
         reads_only = wanted.role == "exporter"
         return [Key(glob, reads_only) for glob in globs], [] if reads_only else list(globs)
     of_shard = ["stream", "meta"]
-    of_queue = [Key(keys.routing, reads_only=True)]
+    of_queue = [Key(keys.routing, reads_only=wanted.role == "producer")]
     channels = [keys.of_every_shard("bell")]
     group = wanted.group or "*"
     if wanted.role == "producer":
@@ -204,9 +218,10 @@ def _of_queue(wanted: Wanted, keys: Keys) -> tuple[list[Key], list[str]]:
     else:
         of_queue += [Key(keys.schedules), Key(keys.control(group))]
         channels += [keys.control_bell(group)]
-        of_shard += [f"group:{group}"]
+        of_shard += [f"{kind}:{group}" for kind in ("group", "dead", "later", "kept")]
+        of_shard += ["delayed", "expiring", "timed"]
     if wanted.role == "worker":
-        of_shard += ["delayed", "expiring", "timed", "scratch", f"dead:{group}", f"later:{group}", f"kept:{group}"]
+        of_shard += ["scratch"]
     return of_queue + [Key(keys.of_every_shard(name)) for name in of_shard], channels
 
 

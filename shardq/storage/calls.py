@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from shardq.core.session import LEFT_NEW, LEFT_NOTHING, LEFT_PENDING, NEW, Fetched, Step
@@ -261,10 +262,13 @@ async def tidy(pipes: Pipes, shard: ShardKeys, *, timeout_s: float) -> bool:
 
 # -- lease ---------------------------------------------------------------------------------------------------
 
+NO_PARENTS: Mapping[int, ShardKeys] = MappingProxyType({})
+
 
 @dataclass(frozen=True, slots=True)
 class Acquired:
-    """`status` OK: `epoch` and `step` are yours. HELD: `seen` is what a taker has to watch."""
+    """`status` OK: `epoch` and `step` are yours. HELD: `seen` is what a taker has to watch. GATED: the group has `left`
+    messages to do on shard `parent` first; 0 where the caller's routing table is old, and None when it named none."""
 
     status: str
     epoch: int = 0
@@ -273,6 +277,8 @@ class Acquired:
     owner: str = ""
     heir: str = ""
     history: str = ""
+    parent: int | None = None
+    left: int = 0
 
     @property
     def seen(self) -> tuple[str, str, str]:
@@ -291,16 +297,26 @@ async def acquire(
     *,
     timeout_s: float,
     confirm: Confirm | None,
+    parents: Mapping[int, ShardKeys] = NO_PARENTS,
 ) -> Acquired:
-    """Takes the lease when it is free or stands at `seen` (see `Acquired.seen`)."""
+    """Takes the lease when it is free or stands at `seen` (see `Acquired.seen`), and the group is through with
+    `parents`: the retired shards that held keys of this one (RoutingTable.ancestors)."""
     args: list[str | bytes | int] = [worker, nonce, plan, *(seen or ("", "", "")), shard.bell]
-    reply = await pipes.call(shard.slot, "acquire", [shard.group(group)], args, timeout_s=timeout_s, confirm=confirm)
+    keys = [shard.group(group)]
+    if parents or shard.is_child:
+        keys.append(shard.meta)
+        args += [group, *parents]
+        for parent in parents.values():
+            keys += [parent.meta, parent.group(group), parent.later(group)]
+    reply = await pipes.call(shard.slot, "acquire", keys, args, timeout_s=timeout_s, confirm=confirm)
     with shape("acquire"):
         status = reply[0].decode()
         if status == "OK":
             return Acquired(status, int(reply[1]), int(reply[2]))
         if status == "HELD":
             return Acquired(status, int(reply[1]), 0, *(part.decode() for part in reply[2:6]))
+        if status == "GATED":
+            return Acquired(status, parent=int(reply[1]) if reply[1] else None, left=int(reply[2]))
         return Acquired(status)
 
 

@@ -27,9 +27,10 @@ _PARTS = (
     "delete",
     "group",
     "remove",
+    "schedule",
+    "reshard",
     "lease",
     "control",
-    "schedule",
     "inspect",
 )
 

@@ -8,18 +8,20 @@
     <prefix>:<queue>:{<tag>}:<shard>:stream       stream  the record batches
     <prefix>:<queue>:{<tag>}:<shard>:meta         hash    state, counters, producers' sequences, groups' floors
     <prefix>:<queue>:{<tag>}:<shard>:delayed      zset    messages that are not due yet, by the time they are
-    <prefix>:<queue>:{<tag>}:<shard>:expiring     zset    what in `timed` goes away by itself, by the time it does
-    <prefix>:<queue>:{<tag>}:<shard>:timed        hash    delayed batches, dedupe ids, job records
+    <prefix>:<queue>:{<tag>}:<home>:expiring      zset    what in `timed` goes away by itself, by the time it does
+    <prefix>:<queue>:{<tag>}:<home>:timed         hash    delayed batches, dedupe ids, job records
     <prefix>:<queue>:{<tag>}:<shard>:group:<group>  hash    lease, counters, progress inside batches
     <prefix>:<queue>:{<tag>}:<shard>:dead:<group>   stream  dead letters
     <prefix>:<queue>:{<tag>}:<shard>:later:<group>  zset    index of what the group handles later, in order
     <prefix>:<queue>:{<tag>}:<shard>:kept:<group>   hash    the messages it names
-    <prefix>:<queue>:{<tag>}:<shard>:data:<name>    any     what handlers keep there (message.local_key)
+    <prefix>:<queue>:{<tag>}:<home>:data:<name>     any     what handlers keep there (message.local_key)
     <prefix>:<queue>:{<tag>}:<shard>:bell         sharded Pub/Sub channel: a message came, or the lease moved
     <prefix>:cast:{<channel>}                     sharded Pub/Sub channel: broadcasts, for who named the channel
     <prefix>:casts:<channel>                      ordinary Pub/Sub channel: the same, for patterns
 
-Inside the braces stands the shard's tag alone, so that equal shards of two queues share their slot (DESIGN 3).
+Inside the braces stands the shard's tag alone, so that equal shards of two queues share their slot (DESIGN 3). <home>
+is the shard that it descends from (core/routing.py), the shard itself where the queue was not resharded: shards of one
+home share these keys.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from shardq.core.routing import Shard
 from shardq.core.slots import key_slot
 from shardq.errors import UsageError
 
@@ -52,6 +55,12 @@ class ShardKeys:
     bell: str
     slot: int
     _base: str
+    _home: str
+
+    @property
+    def is_child(self) -> bool:
+        """Whether it took keys over from other shards of its home."""
+        return self._base != self._home
 
     @property
     def delayed(self) -> str:
@@ -59,11 +68,11 @@ class ShardKeys:
 
     @property
     def expiring(self) -> str:
-        return f"{self._base}:expiring"
+        return f"{self._home}:expiring"
 
     @property
     def timed(self) -> str:
-        return f"{self._base}:timed"
+        return f"{self._home}:timed"
 
     def group(self, group: str) -> str:
         return f"{self._base}:group:{group}"
@@ -88,7 +97,7 @@ class ShardKeys:
 
     def data(self, name: str) -> str:
         """A key of the user's own, on the shard's slot."""
-        return f"{self._base}:data:{name}"
+        return f"{self._home}:data:{name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +129,16 @@ class Keys:
     def control_bell(self, group: str) -> str:
         return f"{self.prefix}:{{{self.queue}}}:bell:{group}"
 
-    def shard(self, shard: int, tag: str) -> ShardKeys:
-        base = f"{self.prefix}:{self.queue}:{{{tag}}}:{shard}"
-        return ShardKeys(f"{base}:stream", f"{base}:meta", f"{base}:bell", key_slot(f"{{{tag}}}".encode()), base)
+    def shard(self, shard: int, tag: str, home: int | None = None) -> ShardKeys:
+        """`home` is the shard it descends from, itself where none is given; both have the tag."""
+        family = f"{self.prefix}:{self.queue}:{{{tag}}}"
+        base = f"{family}:{shard}"
+        slot = key_slot(f"{{{tag}}}".encode())
+        own_home = f"{family}:{shard if home is None else home}"
+        return ShardKeys(f"{base}:stream", f"{base}:meta", f"{base}:bell", slot, base, own_home)
+
+    def of(self, shard: Shard) -> ShardKeys:
+        return self.shard(shard.id, shard.tag, shard.home_id)
 
     def of_every_shard(self, name: str) -> str:
         """The glob of a key or channel, `stream` or `group:billing`, of every shard of this queue. It is exact: nothing

@@ -17,20 +17,24 @@ from shardq.storage.reply import shape, text
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """What is stored of a queue; `settings` is empty and `settings_version` 0 for one from before there were any."""
+    """What is stored of a queue; `settings` is empty and `settings_version` 0 for one from before there were any.
+    `reshard` is the plan of the one under way, empty when there is none."""
 
     table: bytes
     settings: bytes
     settings_version: int
+    reshard: bytes = b""
 
 
 async def stored_queue(pipes: Pipes, keys: Keys) -> Declared | None:
     """What is stored; None when the queue does not exist."""
-    packed = pack_command("HMGET", keys.routing, "table", "settings", "settings_version")
+    packed = pack_command("HMGET", keys.routing, "table", "settings", "settings_version", "reshard")
     reply = await pipes.command(keys.control_slot, packed)
     with shape("HMGET"):
-        table, settings, version = reply
-        return Declared(text(table), text(settings or b""), int(version or 0)) if table is not None else None
+        table, settings, version, reshard = reply
+        if table is None:
+            return None
+        return Declared(text(table), text(settings or b""), int(version or 0), text(reshard or b""))
 
 
 async def declare(pipes: Pipes, keys: Keys, version: int, table: bytes, settings: bytes) -> Declared:

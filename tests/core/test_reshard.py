@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -79,7 +81,7 @@ def test_children_take_over_exactly_what_their_parents_had(table: RoutingTable, 
         covered = sorted((max(child.low, own.low), min(child.high, own.high)) for child in children)
         assert covered[0][0] == own.low
         assert covered[-1][1] == own.high
-        assert all(left[1] == right[0] for left, right in zip(covered, covered[1:], strict=False))
+        assert all(left[1] == right[0] for left, right in pairwise(covered))
         assert [child.slot for child in children] == [own.slot] * len(children)
         for child in children:
             assert parent in plan.parents_of(child.id)

@@ -18,13 +18,22 @@ from shardq.storage.functions import function_name, library_source
 Arg = str | bytes
 OWN = ("stream", "meta", "delayed", "expiring", "timed")
 GROUP = ("group", "dead", "later", "kept")
+OLD = ("old_stream", "old_meta", "old_delayed", "expiring", "timed")
+NEW = ("new_stream", "new_meta", "new_delayed", "expiring", "timed")
+OLD_GROUP = ("old_group", "old_dead", "old_later", "old_kept")
 BELL = f"bell:{{{tag_for_slot(0)}}}"  # never broken: the client makes it, and a channel of another slot can't be rung
 TYPES = {
-    **dict.fromkeys(("stream", "dead", "other_stream"), "stream"),
-    **dict.fromkeys(("delayed", "expiring", "later"), "zset"),
+    **dict.fromkeys(("stream", "dead", "other_stream", "old_stream", "old_dead"), "stream"),
+    **dict.fromkeys(("delayed", "expiring", "later", "old_delayed", "old_later", "new_delayed"), "zset"),
     **dict.fromkeys(("meta", "timed", "group", "kept", "other_meta", "routing", "control", "schedules"), "hash"),
+    **dict.fromkeys(("old_meta", "old_group", "old_kept", "new_meta"), "hash"),
+    "new_stream": "stream",
     **dict.fromkeys(("scratch", "data"), ""),
 }
+
+
+GATED = ("group", "new_meta", "old_meta", "old_group", "old_later")
+MOVED = (BELL, BELL, "d1000000000000001", "1", "d1000000000000002", "1")
 
 
 class FunctionCall(NamedTuple):
@@ -113,8 +122,18 @@ class Bench:
         self.run("lead", ["control"], "w", "n", "0", "0")
         self.run("swap_schedule", ["schedules"], "nightly", "", b"\x80")
         self.run("open_ticks", ["meta"], "cron/nightly", "60")
+        self._split()
         self.node.set(self.keys["data"], "5")
         return token, entries
+
+    def _split(self) -> None:
+        """A sealed shard that its group has finished, with a delayed message; and its child, the shard "new"."""
+        self.run("open_shard", OLD, "1")
+        self.run("open_group", ["old_stream", "old_meta", *OLD_GROUP], "g")
+        self.run("append_each", OLD, "cron/a", "5", BELL, "in:100000", "", "0", "", "0", "", batch())
+        self.run("open_child", NEW, "0", "1")
+        self.run("seal", ["old_meta", "new_meta"], BELL)
+        self.run("begin_reshard", ["routing"], b"plan", "1")
 
 
 def _calls(token: str, entries: Sequence[str]) -> list[FunctionCall]:
@@ -194,4 +213,20 @@ def _calls(token: str, entries: Sequence[str]) -> list[FunctionCall]:
         FunctionCall("open_ticks", ["meta"], ["cron/nightly", "120"]),
         FunctionCall("inspect", ["stream", "meta", "group", "dead", "later"], ["g"]),
         FunctionCall("build", [], []),
+        FunctionCall("acquire", GATED, ["w", "n", "1", "", "", "", BELL, "g", "0"]),
+        FunctionCall("begin_reshard", ["routing"], [b"plan", "1"]),
+        FunctionCall("begin_reshard", ["routing"], [b"other", "1"]),
+        FunctionCall("commit_reshard", ["routing"], [b"plan"]),
+        FunctionCall("end_reshard", ["routing"], [b"plan", "0", "2", b"\x02", "7", BELL]),
+        FunctionCall("end_reshard", ["routing"], [b"plan", "1", "2", b"\x02", "7 8"]),
+        FunctionCall("forget_shard", ["routing"], ["1", "2", b"\x02", "7"]),
+        FunctionCall("open_child", NEW, ["0 1", "1", "max_backlog", "7"]),
+        FunctionCall("open_child", ["scratch", "data", "new_delayed", "expiring", "timed"], ["0", "1"]),
+        FunctionCall("seal", ["meta", "new_meta"], [BELL]),
+        FunctionCall("move_delayed", ["meta", "delayed", "new_meta", "new_delayed"], MOVED),
+        FunctionCall("move_delayed", ["old_meta", "old_delayed", "new_meta", "new_delayed"], MOVED),
+        FunctionCall("retire", [*OLD[:3], *OLD_GROUP[:3], "new_meta"], ["0", "1", "g"]),
+        FunctionCall("retire", ["stream", "meta", "delayed", *GROUP[:3], "new_meta"], ["0", "1", "g"]),
+        FunctionCall("remove_retired", [*NEW[:3]], ["1", BELL]),
+        FunctionCall("remove_retired", [*OLD[:3], *OLD_GROUP], ["0", BELL, "g"]),
     ]

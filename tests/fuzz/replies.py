@@ -10,6 +10,8 @@ import anyio
 
 from shardq.core.later import Later
 from shardq.core.message import Ownership
+from shardq.core.reshard import split
+from shardq.core.routing import RoutingTable
 from shardq.core.servers import parse_info
 from shardq.core.session import NEW, Session, Step
 from shardq.core.slots import tag_for_slot
@@ -17,7 +19,7 @@ from shardq.errors import CorruptData, LeaseLost, ShardqError, UnknownGroup, Unk
 from shardq.runtime import delete
 from shardq.runtime.dead import DeadLetters
 from shardq.runtime.history import Pager
-from shardq.storage import calls, control, counters, dead, groups, queues, removal, schedules
+from shardq.storage import calls, control, counters, dead, groups, queues, removal, reshard, schedules
 from shardq.storage.bells import _told
 from shardq.storage.keys import Keys
 from shardq.storage.pipes import Pipes
@@ -25,6 +27,7 @@ from shardq.storage.safety import check_info
 
 KEYS = Keys("shardq", "orders")
 SHARD = KEYS.shard(3, tag_for_slot(0))
+PLAN = split(RoutingTable.equal(1), 0)
 
 
 class _Answer:
@@ -172,7 +175,13 @@ REPLIES: dict[str, Reply] = {
     "tidy": Reply(lambda pipes: calls.tidy(pipes, SHARD, timeout_s=1.0), [[b"OK", b"1"]]),
     "acquire": Reply(
         lambda pipes: calls.acquire(pipes, SHARD, "g", "w", "n", 0, None, timeout_s=1.0, confirm=None),
-        [[b"OK", b"5", b"0"], [b"HELD", b"5", b"1", b"w", b"", b"abc"], [b"OLDPLAN", b"9"]],
+        [
+            [b"OK", b"5", b"0"],
+            [b"HELD", b"5", b"1", b"w", b"", b"abc"],
+            [b"OLDPLAN", b"9"],
+            [b"GATED", b"3", b"7"],
+            [b"GATED", b"", b"0"],
+        ],
     ),
     "lease": Reply(
         lambda pipes: calls.lease_call(pipes, SHARD, "g", "release", ["1:n"], timeout_s=1.0),
@@ -181,7 +190,30 @@ REPLIES: dict[str, Reply] = {
     "inspect": Reply(
         lambda pipes: counters.inspect(pipes, SHARD, ["g"]), [[b"OK", b"1", 2, b"1-1", _META, _GROUP], [b"MISSING"]]
     ),
-    "stored queue": Reply(lambda pipes: queues.stored_queue(pipes, KEYS), [[b"\x01", b"\x01", b"5"], [None] * 3]),
+    "stored queue": Reply(
+        lambda pipes: queues.stored_queue(pipes, KEYS),
+        [[b"\x01", b"\x01", b"5", None], [b"\x01", b"\x01", b"5", b"\x01"], [None] * 4],
+    ),
+    "begin_reshard": Reply(lambda pipes: reshard.begin(pipes, KEYS, PLAN), [[b"OK"], [b"BUSY", b"\x01"], [b"MISSING"]]),
+    "commit_reshard": Reply(lambda pipes: reshard.commit(pipes, KEYS, b"\x01"), [[b"OK"], [b"GONE"]]),
+    "end_reshard": Reply(lambda pipes: reshard.end(pipes, KEYS, b"\x01", PLAN.table), [[b"OK"], [b"GONE"], [b"HELD"]]),
+    "forget_shard": Reply(
+        lambda pipes: reshard.forget_shard(pipes, KEYS, PLAN.table, PLAN.table.without(0), 0),
+        [[b"OK"], [b"CHANGED", b"3"]],
+    ),
+    "open_child": Reply(lambda pipes: reshard.open_child(pipes, SHARD, [0], 1, {}), [[b"CREATED"], [b"EXISTS"]]),
+    "seal": Reply(lambda pipes: reshard.seal(pipes, SHARD, [SHARD]), [[b"OK"], [b"MISSING"]]),
+    "groups_of": Reply(lambda pipes: reshard.groups_of(pipes, SHARD), [[b"open", b"g h"], [None, None]]),
+    "delayed_batches": Reply(lambda pipes: reshard.delayed_batches(pipes, SHARD, 0), [[b"", b"d1"], []]),
+    "move_delayed": Reply(
+        lambda pipes: reshard.move_delayed(pipes, SHARD, [SHARD], [("d1", 0)], []), [[b"OK", 1, 2], [b"MISSING"]]
+    ),
+    "retire": Reply(
+        lambda pipes: reshard.retire(pipes, 3, SHARD, ["g"], []),
+        [[b"OK"], [b"BUSY", b"dead", b"g", b"5"], [b"MISSING"], [b"CHANGED"]],
+    ),
+    "remove_retired": Reply(lambda pipes: reshard.remove_retired(pipes, SHARD, [], unused=True), [[b"OK"], [b"BUSY"]]),
+    "leaving": Reply(lambda pipes: reshard.leaving(pipes, KEYS), [[b"version", b"leaving:7"]]),
     "declare": Reply(
         lambda pipes: queues.declare(pipes, KEYS, 1, b"", b""), [[b"CREATED", b"1", b"\x01", b"\x01", b"5"]]
     ),

@@ -27,6 +27,7 @@ from shardq.core.message import Batch, Message, Ownership
 from shardq.core.plan import Plan
 from shardq.core.queue_settings import QueueSettings
 from shardq.core.records import RecordBatch
+from shardq.core.reshard import Reshard, merge, split, split_all
 from shardq.core.routing import RoutingTable
 from shardq.core.schedule import Schedule
 from shardq.core.session import Session
@@ -235,6 +236,30 @@ def _table(data: bytes) -> None:
     table = RoutingTable.from_bytes(data)
     assert table.shard_for(0).low == 0
     assert RoutingTable.from_bytes(table.to_bytes()) == table
+    assert table.next_id > max(table.by_id)
+    for shard in table.by_id:
+        assert table.relatives(shard)
+        assert all(each.id < shard for each in table.ancestors(shard))
+    assert sum(map(len, table.generations)) == len(table.by_id)
+
+
+def _plans() -> list[Reshard]:
+    one = split(RoutingTable.equal(3), 1)
+    two = merge(one.table, [child.id for child in one.children])
+    return [one, two, split_all(two.table.without(1))]
+
+
+def _resharded() -> list[bytes]:
+    return [plan.table.to_bytes() for plan in _plans()]
+
+
+def _plan(data: bytes) -> None:
+    plan = Reshard.from_bytes(data)
+    for child in plan.children:
+        assert plan.parents_of(child.id)
+        assert plan.table.ancestors(child.id)
+    assert Reshard.from_bytes(plan.to_bytes()) == plan
+    plan.given_up().to_bytes()
 
 
 def _text(parse: Callable[[str], object]) -> Callable[[bytes], object]:
@@ -288,7 +313,8 @@ TARGETS: dict[str, Target] = {
     "job headers": Target(_headers, [b"orders/3/9f86d081884c7d65", b"60000"], ()),
     "progress": Target(_progress, [b"\x09\xff\x01", b"\x10\x00\x80"], ()),
     "later": Target(_member, [b"12:1795231414661:0:kuser", b"1:2:3:"], ()),
-    "routing": Target(_table, [RoutingTable.equal(count).to_bytes() for count in (1, 3, 64)]),
+    "routing": Target(_table, [RoutingTable.equal(count).to_bytes() for count in (1, 3, 64)] + _resharded()),
+    "reshard": Target(_plan, [plan.to_bytes() for plan in _plans()]),
     "settings": Target(
         _settings,
         [

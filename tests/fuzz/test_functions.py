@@ -36,6 +36,7 @@ STATUS = {
         "EFFECT",
     ),
     *("UNFINISHED", "GONE", "HELD", "ABSENT", "OLDPLAN", "FREE", "OWNED", "NOHEIR", "REPLACED", "DEPOSED"),
+    *("BUSY", "GATED"),
 }
 VALUES = [
     *("", "-1", "x", "nan", "-nan", "inf", "-inf", "1e400", "9007199254740993", "99999999999999999999", "1.5", " 5"),

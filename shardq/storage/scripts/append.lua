@@ -216,7 +216,12 @@ end
 local DELAYED_FIRST = 1000000000000000
 
 local function append_delayed(keys, due, batch, changes)
-  local name = 'd' .. decimal(DELAYED_FIRST + add(keys[2], 'delayed_next', 1))
+  -- `timed` is shared by the shards of a home: a name is given once in all of them. Older builds know meta's alone.
+  local known = redis.call('HGET', keys[5], 'delayed_next')
+  local number = math.max(natural(known) or 0, natural(redis.call('HGET', keys[2], 'delayed_next')) or 0) + 1
+  redis.call('HSET', keys[2], 'delayed_next', decimal(number))
+  local name = 'd' .. decimal(DELAYED_FIRST + number)
+  redis.call('HSET', keys[5], 'delayed_next', decimal(number))
   redis.call('ZADD', keys[3], decimal(due), name)
   redis.call('HSET', keys[5], name, batch)
   add(keys[2], 'delayed', 1)

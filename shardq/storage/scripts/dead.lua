@@ -26,7 +26,7 @@ local function replay(keys, args)
     return misuse('replay takes 5 keys, a group, a bell and a list of dead letters')
   end
   local state = redis.call('HMGET', keys[2], 'epoch', 'later_next', 'replayed')
-  if not state[1] then return {'MISSING'} end
+  if not state[1] or redis.call('HGET', keys[1], 'state') == 'removing' then return {'MISSING'} end
   local first, letters, now, at = natural(state[2] or '') or 1, 0, decimal(now_ms()), 3
   local next_item = first
   while at <= #args do

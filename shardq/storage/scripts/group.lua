@@ -8,6 +8,7 @@
 -- on is trimmed in between. Totals that are exported never fall: what a reset takes out of `delivered` goes to
 -- `given_up`. A start is 'earliest', 'latest' or an entry id, which means the first entry at or after it; and an index,
 -- which leaves out so many messages of exactly that entry. A start among trimmed entries is the first one that is left.
+-- On a shard that took keys over from others the group begins with its gate shut (see reshard.lua).
 
 local GROUP_META = {'floor:', 'last:', 'fin:', 'skip:'} -- fields of meta that a group has, its name behind them
 
@@ -95,7 +96,7 @@ local function group_begin(keys, group, state, place, lease)
     redis.call('HSET', hash, 'x:' .. place.entry, group_progress(place.part, place.count))
   end
   redis.call('HSET', hash, 'last', place.last, 'delivered', decimal(finished + pending),
-    'base', decimal(place.before - finished + lease.foreign))
+    'base', decimal(place.before - finished + lease.foreign), 'gate', state.gate)
   redis.call('HSET', meta, 'floor:' .. group, place.floor, 'last:' .. group, place.last, 'fin:' .. group,
     decimal(place.before))
   if place.missing > 0 then
@@ -106,12 +107,14 @@ local function group_begin(keys, group, state, place, lease)
   return state.appended - place.before - place.missing
 end
 
--- The shard as these functions need it; nil when its keys are gone.
+-- The shard as these functions need it; nil when its keys are gone, or about to go.
 local function group_state(stream, meta, group)
-  local values = redis.call('HMGET', meta, 'state', 'appended', 'dropped', 'erased', 'groups', 'skip:' .. group)
-  if not values[1] or redis.call('EXISTS', stream) == 0 then return nil end
+  local values = redis.call('HMGET', meta, 'state', 'appended', 'dropped', 'erased', 'groups', 'skip:' .. group,
+    'parents')
+  if not values[1] or values[1] == 'removing' or redis.call('EXISTS', stream) == 0 then return nil end
   local function number(index) return natural(values[index] or '') or 0 end
-  return {appended = number(2), taken = number(3) + number(4), groups = values[5] or '', skip = number(6)}
+  return {appended = number(2), taken = number(3) + number(4), groups = values[5] or '', skip = number(6),
+    gate = (values[7] or '') ~= '' and '1' or ''}
 end
 
 -- Index of a start out of its two arguments; nil when they are no start.

@@ -8,9 +8,11 @@
 -- says which (epoch, renewals) it saw a whole lease time ago on its own clock, and any renewal since refuses it. It also
 -- says in which replication history it saw them: a promoted replica may lack renewals that its old master answered, so
 -- after every promotion the taker has to look for a whole lease time anew.
--- A plan older than the newest seen is refused. allow-oom on all: owners must be able to change on a full server.
+-- A plan older than the newest seen is refused. A lease with a gate is granted to nobody before the group has finished
+-- the shards that held this one's keys (see reshard.lua); then the gate opens for good. allow-oom on all: owners must be able to change on a full server.
 
-local LEASE_FIELDS = {'token', 'epoch', 'nonce', 'owner', 'renewals', 'plan', 'heir', 'heir_nonce', 'heir_ready', 'step'}
+local LEASE_FIELDS = {'token', 'epoch', 'nonce', 'owner', 'renewals', 'plan', 'heir', 'heir_nonce', 'heir_ready', 'step',
+  'gate'}
 
 local function lease_read(key)
   local lease, values = {}, redis.call('HMGET', key, unpack(LEASE_FIELDS))
@@ -32,15 +34,34 @@ local function lease_history()
   return type(info) == 'string' and string.match(info, 'master_replid:(%x+)') or ''
 end
 
+-- The reply to who would own a shard whose gate is shut; nil when it is open, which it may be from this look on.
+local function lease_gated(keys, args)
+  if #keys == 1 then return {'GATED', '', '0'} end
+  for id in string.gmatch(redis.call('HGET', keys[2], 'parents') or '', '%S+') do
+    local place = nil
+    for index = 9, #args do
+      if args[index] == id then place = 3 * (index - 8) end
+    end
+    if not place then return {'GATED', id, '0'} end
+    local left = reshard_left(keys[place], keys[place + 1], keys[place + 2], args[8])
+    if left then return {'GATED', id, decimal(left)} end
+  end
+  redis.call('HSET', keys[1], 'gate', '')
+  return nil
+end
+
 -- acquire: take the lease.
--- KEYS   1 group hash
+-- KEYS   1 group hash   and where the shard may have parents: 2 its meta   then of each parent: meta, group hash, later
 -- ARGV   1 worker   2 its nonce   3 plan version   4 epoch seen   5 renewals seen   6 history seen ('' '' '' when nothing
---        was seen long enough)   7 bell channel
+--        was seen long enough)   7 bell channel   and with more keys: 8 group   then the parents' ids
 -- reply  {'OK', epoch, last step number}   also when this nonce holds it already: counts as a renewal then, because
 --        the owner trusts its lease from this acquire on, so whoever watches must start anew
 --        {'HELD', epoch, renewals, owner, heir nonce, history}   {'OLDPLAN', newest}   {'MISSING'}
+--        {'GATED', parent, messages}   the group has so much to do on that parent first; '0' when the parent was not named,
+--        so the caller does not know the newest routing table
 local function acquire(keys, args)
-  if #keys ~= 1 or #args ~= 7 or not natural(args[3]) then return misuse('acquire takes 1 key and 7 arguments') end
+  local sound = #keys == 1 and #args == 7 or #args >= 8 and #keys == 2 + 3 * (#args - 8)
+  if not sound or not natural(args[3]) then return misuse('acquire takes 1 key and 7 arguments, or more for parents') end
   local lease = lease_read(keys[1])
   if not lease.exists then return {'MISSING'} end
   if lease.token ~= '' and lease.nonce == args[2] then
@@ -48,6 +69,8 @@ local function acquire(keys, args)
     return {'OK', lease.epoch, lease.step}
   end
   if natural(args[3]) < (natural(lease.plan) or 0) then return {'OLDPLAN', lease.plan} end
+  local gated = lease.gate == '1' and lease_gated(keys, args)
+  if gated then return gated end
   if lease.token ~= '' then
     local history = lease_history()
     if lease.epoch ~= args[4] or lease.renewals ~= args[5] or history ~= args[6] then

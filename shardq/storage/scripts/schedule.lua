@@ -29,13 +29,21 @@ local function ticks_sent(stored)
   return tick and tonumber(tick) or sequence, sequence, tick ~= nil
 end
 
+-- Why the shard's ticks are no business of the caller's; nil when they are.
+local function ticks_elsewhere(meta)
+  local state = redis.call('HGET', meta, 'state')
+  return state ~= 'open' and {state and 'SEALED' or 'MISSING'} or nil
+end
+
 -- close_ticks: the schedule leaves this shard: no tick up to `until` is stored any more. By then no leader knows the old
 -- definition, and the field may go like any idle producer's.
--- KEYS   1 meta      ARGV   1 producer   2 until, Unix s      reply  {'OK', last tick sent, '0' for none} | {'MISSING'}
+-- KEYS   1 meta      ARGV   1 producer   2 until, Unix s      reply  {'OK', last tick sent, '0' for none} | {'SEALED'} its
+--        children took the ticks over | {'MISSING'}
 local function close_ticks(keys, args)
   local limit = natural(args[2] or '')
   if #keys ~= 1 or #args ~= 2 or not limit then return misuse('close_ticks takes 1 key and 2 arguments') end
-  if redis.call('HEXISTS', keys[1], 'state') == 0 then return {'MISSING'} end
+  local elsewhere = ticks_elsewhere(keys[1])
+  if elsewhere then return elsewhere end
   local field = 'p:' .. args[1]
   local tick, sequence = ticks_sent(redis.call('HGET', keys[1], field))
   redis.call('HSET', keys[1], field,
@@ -44,11 +52,12 @@ local function close_ticks(keys, args)
 end
 
 -- open_ticks: the schedule comes to this shard, having sent its ticks up to one.
--- KEYS   1 meta      ARGV   1 producer   2 last tick sent, '0' for none      reply  {'OK'} | {'MISSING'}
+-- KEYS   1 meta      ARGV   1 producer   2 last tick sent, '0' for none      reply  {'OK'} | {'SEALED'} | {'MISSING'}
 local function open_ticks(keys, args)
   local given = natural(args[2] or '')
   if #keys ~= 1 or #args ~= 2 or not given then return misuse('open_ticks takes 1 key and 2 arguments') end
-  if redis.call('HEXISTS', keys[1], 'state') == 0 then return {'MISSING'} end
+  local elsewhere = ticks_elsewhere(keys[1])
+  if elsewhere then return elsewhere end
   local field = 'p:' .. args[1]
   local tick, _, closed = ticks_sent(redis.call('HGET', keys[1], field))
   if closed or tick < given then

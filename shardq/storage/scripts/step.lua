@@ -118,6 +118,14 @@ local function step_tell(keys, group, lease, changes, done)
   return floor
 end
 
+-- The group may just have finished a sealed shard: whoever waits at the gates of its children looks at once.
+local function step_through(meta, group, children)
+  local values = redis.call('HMGET', meta, 'appended', 'fin:' .. group, 'skip:' .. group, 'delayed')
+  local function number(index) return whole(values[index]) or 0 end
+  if number(1) - number(2) - number(3) + number(4) > 0 then return end
+  for channel in string.gmatch(children, '%S+') do redis.call('SPUBLISH', channel, 'lease') end
+end
+
 -- Gives back the space of entries that every group has finished; `floor` is where this one stands.
 local function step_trim(keys, group, meta, floor)
   if meta.retains then return end -- tidy trims by age or size
@@ -208,12 +216,14 @@ local function step_lease(values)
 end
 
 local function step_meta_fields(group)
-  return {'appended', 'waiting', 'due', 'marks', 'groups', 'skip:' .. group, 'retention_ms', 'retention_bytes'}
+  return {'appended', 'waiting', 'due', 'marks', 'groups', 'skip:' .. group, 'retention_ms', 'retention_bytes',
+    'children'}
 end
 
 local function step_meta(values)
   return {appended = natural(values[1]), waiting = values[2], due = natural(values[3]), marks = values[4] or '',
-    groups = values[5], skip = natural(values[6]) or 0, retains = values[7] or values[8]}
+    groups = values[5], skip = natural(values[6]) or 0, retains = values[7] or values[8],
+    children = values[9]}
 end
 
 -- What would refuse a part of the step when another part is done.
@@ -317,6 +327,7 @@ local function step(keys, args)
   local floor = nil
   if done or changes.acked or changes.dead or changes.last or changes.base or changes.foreign then
     floor = step_tell(keys, args[1], lease, changes, done)
+    if meta.children then step_through(keys[2], args[1], meta.children) end
   end
   if done then step_trim(keys, args[1], meta, floor) end
   return {'OK', heir, entries, progress, decimal(next_item),
