@@ -7,6 +7,7 @@ ShardqError
   StoreError       the store's trouble; `retryable` says whether waiting may help
     StoreUnavailable, StoreTimeout, QueueFull, StoreRefused, AuthenticationFailed, TlsFailed, UnsafeStore,
     FunctionsMissing
+  ReshardUnderWay  the queue's shards are being changed by somebody else
   LeaseLost        another owner has the shard; what was in flight will be handled there
   CorruptData      bytes in Redis that are not what they claim to be
   ArchiveFailed    messages could not be written to an archive; they are in the queue still
@@ -120,6 +121,10 @@ class JobFailed(ShardqError):
 
 class JobTimeout(ShardqError):
     """A job that was waited for did not end in time; it goes on."""
+
+
+class ReshardUnderWay(ShardqError):
+    """The queue's shards are being changed by somebody else, who comes first: look at them, then repeat the call."""
 
 
 class LeaseLost(ShardqError):

@@ -10,12 +10,13 @@ it does not know.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self, TypedDict, get_args
 
 import msgspec
 
 from shardq.core.compression import Compression
+from shardq.core.slots import HASH_SPACE
 from shardq.errors import CorruptData, UsageError
 
 Overflow = Literal["block", "reject", "drop-oldest"]
@@ -101,8 +102,15 @@ class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     def for_shard(self, shards: int) -> dict[str, str | int]:
         """What each of so many shards has to know, by the names of its meta hash: its share of the bounds."""
-        share = {"max_backlog": self.max_backlog, "retention_bytes": self.retention_bytes}
-        own: dict[str, str | int] = {name: -(-total // shards) for name, total in share.items() if total is not None}
+        return self._bounds(lambda total: -(-total // shards))
+
+    def for_range(self, low: int, high: int) -> dict[str, str | int]:
+        """The same for the shard of the key hashes from `low` to below `high`, of 2**32."""
+        return self._bounds(lambda total: _share(total, high - low))
+
+    def _bounds(self, share_of: Callable[[int], int]) -> dict[str, str | int]:
+        totals = {"max_backlog": self.max_backlog, "retention_bytes": self.retention_bytes}
+        own: dict[str, str | int] = {name: share_of(total) for name, total in totals.items() if total is not None}
         if self.max_backlog is not None:
             own["overflow"] = self.overflow
         if self.retention_s is not None:
@@ -118,6 +126,13 @@ class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
         """The stored settings; the defaults when nothing is stored. Raises CorruptData."""
         settings: Self = _read(stored, cls)
         return settings
+
+
+def _share(total: int, width: int) -> int:
+    """Rounded up. Ranges of an equal cut differ by one hash, and have the same share."""
+    shards = round(HASH_SPACE / width)
+    equal = HASH_SPACE // shards <= width <= -(-HASH_SPACE // shards)
+    return -(-total // shards) if equal else -(-total * width // HASH_SPACE)
 
 
 def _read(stored: bytes, kind: Any) -> Any:

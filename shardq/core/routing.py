@@ -12,9 +12,9 @@ Invariants: the shards of a home lie side by side, and no reshard changes what t
 twice, and a shard's id is larger than those of the shards that it came of.
 
 Wire format, as long as the queue was never resharded: byte 0x01, then msgpack `[version, [[id, low, high], ...]]`
-ordered by `low`. Then: byte 0x02, and msgpack `[version, shards, retired, removed]` with shards
-`[[id, low, high, home, slot], ...]` ordered by `low`, retired `[[id, low, high, home, slot, [id of a child, ...]], ...]`
-and removed `[[id, home], ...]`, both by id.
+ordered by `low`. Then: byte 0x02, and msgpack `[version, shards, retired, removed]`, shards as
+`[id, low, high, home, slot]` ordered by `low`, retired as `[id, low, high, home, slot, [id of a child, ...]]`, removed
+as `[id, home]`, both by id.
 """
 
 from __future__ import annotations

@@ -176,7 +176,7 @@ class Client:
 
         A queue that exists keeps the settings that are not named. Raises UnknownQueue when it does not exist and
         `shards` is not given, QueueMismatch when it has other shards or settings than those named, UsageError for what
-        is wrong.
+        is wrong. After a reshard `shards` may be the number that it was declared with, or the number it has now.
         """
         keys = Keys(self.prefix, name)
         values = ValueType(type, key) if type is not None or key is not None else self._values.get(name)
@@ -185,7 +185,7 @@ class Client:
             self._values[name] = values
         queue = Queue(self, keys, known.table, known.settings, values)
         if shards is not None:
-            await open_shards(self.pipes, queue.shards.values(), known)
+            await open_shards(self.pipes, keys, known)
             registered = registry(self.prefix)
             await self.pipes.command(key_slot(registered.encode()), pack_command("SADD", registered, name))
         return queue

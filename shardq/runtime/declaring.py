@@ -6,16 +6,16 @@ completes it. Opens no groups and sends nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from shardq.core.queue_settings import QueueSettings, parse
-from shardq.core.routing import RoutingTable
+from shardq.core.routing import RoutingTable, Shard
 from shardq.errors import QueueMismatch, UnknownQueue
 from shardq.runtime.tasks import task_group
 from shardq.storage import calls, queues
-from shardq.storage.keys import Keys, ShardKeys
+from shardq.storage.keys import Keys
 from shardq.storage.pipes import Pipes
 
 _TRIES = 20
@@ -49,22 +49,30 @@ async def declare_or_join(pipes: Pipes, keys: Keys, shards: int | None, wanted: 
     return known
 
 
-async def change_settings(pipes: Pipes, keys: Keys, shards: Iterable[ShardKeys], wanted: Mapping[str, Any]) -> Known:
+async def change_settings(pipes: Pipes, keys: Keys, wanted: Mapping[str, Any]) -> Known:
     """Changes the settings named in `wanted` and tells every shard. Raises UsageError, UnknownQueue."""
     known = await _put(pipes, keys, wanted)
-    limits = known.settings.for_shard(len(known.table.shards))
+
+    async def tune(shard: Shard) -> None:
+        limits = known.settings.for_range(shard.low, shard.high)
+        try:
+            await queues.tune(pipes, keys.of(shard), known.settings_version, limits)
+        except UnknownQueue:
+            if shard.id not in known.table.retired_by_id:  # a retired one may be gone by now
+                raise
+
     async with task_group() as tasks:
-        for shard in shards:
-            tasks.start_soon(queues.tune, pipes, shard, known.settings_version, limits)
+        for shard in known.table.by_id.values():
+            tasks.start_soon(tune, shard)
     return known
 
 
-async def open_shards(pipes: Pipes, shards: Iterable[ShardKeys], known: Known) -> None:
-    """Makes every shard's keys where they are missing."""
-    limits = known.settings.for_shard(len(known.table.shards))
+async def open_shards(pipes: Pipes, keys: Keys, known: Known) -> None:
+    """Makes every active shard's keys where they are missing."""
     async with task_group() as tasks:
-        for shard in shards:
-            tasks.start_soon(calls.open_shard, pipes, shard, known.settings_version, limits)
+        for shard in known.table.shards:
+            limits = known.settings.for_range(shard.low, shard.high)
+            tasks.start_soon(calls.open_shard, pipes, keys.of(shard), known.settings_version, limits)
 
 
 async def _put(pipes: Pipes, keys: Keys, wanted: Mapping[str, Any]) -> Known:
@@ -90,8 +98,13 @@ def _known(stored: queues.Declared) -> Known:
 
 
 def _check_match(name: str, known: Known, shards: int | None, wanted: Mapping[str, Any]) -> None:
-    if shards is not None and len(known.table.shards) != shards:
-        msg = f"queue {name!r} has {len(known.table.shards)} shards, not {shards}: join it with client.queue({name!r})"
+    now, declared = len(known.table.shards), len(known.table.homes)
+    if shards is not None and shards not in (now, declared):  # code that declares it goes on after a reshard
+        has = f"{now} shards" if now == declared else f"{now} shards (it was declared with {declared})"
+        msg = (
+            f"queue {name!r} has {has}, not {shards}: join it with client.queue({name!r}), or change their number with "
+            f"`shardq queue scale {name} --shards {shards}`"
+        )
         raise QueueMismatch(msg)
     difference = known.settings.difference(wanted)
     if difference:

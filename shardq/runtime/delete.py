@@ -11,13 +11,14 @@ backups) hold the bytes until they are written anew.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import anyio
 
 from shardq.core import records
 from shardq.core.ids import MessageId
 from shardq.core.intake import is_batch
+from shardq.core.routing import RoutingTable
 from shardq.errors import CorruptData, StoreTimeout, UnknownQueue, UsageError
 from shardq.storage.calls import missing_shard
 from shardq.storage.cluster import pack_command
@@ -74,14 +75,18 @@ async def _redact(pipes: Pipes, shard: ShardKeys, entry: str, indices: set[int])
         return bool(reply[0] == b"OK")
 
 
-async def delete_message(pipes: Pipes, shards: dict[int, ShardKeys], message_id: str, timeout_s: float) -> bool:
+async def delete_message(
+    pipes: Pipes, table: RoutingTable, shards: dict[int, ShardKeys], message_id: str, timeout_s: float
+) -> bool:
     """True when its bytes are gone, false when they go once every group has finished its entry.
 
     Raises UsageError when no such message is stored (any more), StoreTimeout when a worker did not confirm in time.
     """
     delayed = _DELAYED.fullmatch(str(message_id))
-    if delayed is not None and int(delayed[1]) in shards:
-        await _forget(pipes, shards[int(delayed[1])], delayed[2], message_id)
+    if delayed is not None and table.home_of(int(delayed[1])) is not None:
+        # A reshard moves it, under its name, to another shard of its home.
+        homes = [shards[shard.id] for shard in table.relatives(int(delayed[1]))]
+        await _forget(pipes, homes, delayed[2], message_id)
         return True
     where = MessageId.parse(message_id)
     if where.shard not in shards:
@@ -134,10 +139,12 @@ async def _wait_for_owner(pipes: Pipes, shard: ShardKeys, group: str, version: i
         await anyio.sleep(POLL_S)
 
 
-async def _forget(pipes: Pipes, shard: ShardKeys, name: str, message_id: str) -> None:
-    reply = await pipes.call(shard.slot, "forget", [shard.meta, shard.delayed, shard.timed], [name])
-    with shape("forget"):
-        gone = reply[0] == b"GONE"
-    if gone:
-        msg = f"{message_id} is not among the delayed messages (any more): if it was due, delete it by its message.id"
-        raise UsageError(msg)
+async def _forget(pipes: Pipes, shards: Sequence[ShardKeys], name: str, message_id: str) -> None:
+    # Twice: it may move while the others are asked.
+    for shard in (*shards, *(shards if len(shards) > 1 else ())):
+        reply = await pipes.call(shard.slot, "forget", [shard.meta, shard.delayed, shard.timed], [name])
+        with shape("forget"):
+            if reply[0] == b"OK":
+                return
+    msg = f"{message_id} is not among the delayed messages (any more): if it was due, delete it by its message.id"
+    raise UsageError(msg)

@@ -3,11 +3,13 @@ no shard.
 
 Each shard is changed atomically by itself (scripts/group.lua); all of them together are not. So every operation looks
 at all shards first and refuses before it has changed anything, and each can be repeated: what was cut short is
-completed.
+completed. Where the queue was resharded, a group is opened and reset on old shards before it is on those that took keys
+over from them: what it may own of these waits for what it has to do on those.
 """
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +17,15 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from shardq.core.ids import MessageId, entry_key
-from shardq.errors import GroupInUse, UnknownGroup, UsageError
+from shardq.core.routing import RoutingTable
+from shardq.errors import GroupInUse, UnknownGroup, UnknownQueue, UsageError
+from shardq.runtime.reshard import backlog_of
 from shardq.runtime.tasks import task_group
 from shardq.storage import groups as calls
 from shardq.storage.control import control_call, control_state
 from shardq.storage.counters import GroupCounters, ShardCounters, inspect
 from shardq.storage.groups import Done, Start
-from shardq.storage.keys import Keys, ShardKeys
+from shardq.storage.keys import Keys
 from shardq.storage.pipes import Pipes
 
 Result = TypeVar("Result")
@@ -57,16 +61,27 @@ class GroupInfo:
 
 
 class Groups:
-    """The groups of the queue with these keys and shards."""
+    """The groups of the queue with these keys and this table."""
 
-    def __init__(self, pipes: Pipes, keys: Keys, shards: Mapping[int, ShardKeys]) -> None:
-        self._pipes, self._keys, self._shards = pipes, keys, shards
+    def __init__(self, pipes: Pipes, keys: Keys, table: RoutingTable) -> None:
+        self._pipes, self._keys, self._table = pipes, keys, table
+        self._shards = {shard.id: keys.of(shard) for shard in table.by_id.values()}
 
     async def open(self, group: str, start: Position) -> bool:
         """Registers the group on every shard; false when it was there on all of them."""
         starts = starts_of(start, self._shards)
-        done = await self._on_each(starts, lambda shard: self._open(shard, group, starts[shard]))
+        done = await self._in_turn(lambda shard: self._open(shard, group, starts[shard]))
         return any(each.status == "CREATED" for each in done.values())
+
+    async def open_coming(self, group: str, start: Position, shards: Iterable[int]) -> None:
+        """Registers the group on those of these shards that are there."""
+        starts = starts_of(start, self._shards)
+
+        async def open_one(shard: int) -> None:
+            with contextlib.suppress(UnknownQueue):
+                await self._open(shard, group, starts[shard])
+
+        await self._on_each(shards, open_one)
 
     async def list_all(self) -> list[GroupInfo]:
         """Every registered group, by name."""
@@ -88,11 +103,15 @@ class Groups:
         request = secrets.token_hex(8)
 
         async def reset_one(shard: int) -> Done:
-            done = await calls.reset_group(self._pipes, self._shards[shard], group, starts[shard], request, force=force)
+            keys = self._shards[shard]
+            try:
+                done = await calls.reset_group(self._pipes, keys, group, starts[shard], request, force=force)
+            except UnknownQueue as error:
+                return self._absent(shard, error)
             # Not there: its opening or deleting was cut short. This completes the opening.
             return await self._open(shard, group, starts[shard]) if done.status == "ABSENT" else done
 
-        done = await self._on_each(self._shards, reset_one)
+        done = await self._in_turn(reset_one)
         self._refuse_rest(group, "reset", done)
         return sum(each.backlog for each in done.values())
 
@@ -130,11 +149,35 @@ class Groups:
                 tasks.start_soon(one, shard)
         return dict(sorted(done.items()))
 
+    async def _in_turn(self, do: Callable[[int], Awaitable[Result]]) -> dict[int, Result]:
+        """On all shards, side by side, those that others took keys over from first."""
+        done: dict[int, Result] = {}
+        for shards in self._table.generations:
+            done |= await self._on_each(shards, do)
+        return dict(sorted(done.items()))
+
     async def _open(self, shard: int, group: str, start: Start) -> Done:
-        return await calls.open_group(self._pipes, self._shards[shard], group, start)
+        try:
+            return await calls.open_group(self._pipes, self._shards[shard], group, start)
+        except UnknownQueue as error:
+            return self._absent(shard, error)
+
+    def _absent(self, shard: int, error: UnknownQueue) -> Done:
+        """A retired shard that is gone by now has nothing to do for any group; of another one it is an error."""
+        if shard in self._table.retired_by_id:
+            return Done("ABSENT")
+        raise error
 
     async def _inspect(self, groups: Sequence[str]) -> dict[int, ShardCounters]:
-        return await self._on_each(self._shards, lambda shard: inspect(self._pipes, self._shards[shard], groups))
+        async def look(shard: int) -> ShardCounters | None:
+            try:
+                return await inspect(self._pipes, self._shards[shard], groups)
+            except UnknownQueue as error:
+                self._absent(shard, error)
+                return None
+
+        found = await self._on_each(self._shards, look)
+        return {shard: counters for shard, counters in found.items() if counters is not None}
 
     async def _existing(self, group: str) -> dict[int, GroupCounters]:
         """The group's counters on the shards that have it."""
@@ -146,7 +189,7 @@ class Groups:
         parts = [(counters, counters.groups[name]) for counters in found.values() if name in counters.groups]
         return GroupInfo(
             name,
-            sum(_backlog(shard, group) for shard, group in parts),
+            sum(backlog_of(shard, group) for shard, group in parts),
             sum(group.waiting for _, group in parts),
             sum(group.dead_letters for _, group in parts),
             len(parts),
@@ -194,11 +237,6 @@ def _held(held: Mapping[int, str]) -> str:
     shard, owner = next(iter(held.items()))
     others = f" ({len(held)} shards are held)" if len(held) > 1 else ""
     return f"worker {owner} holds shard {shard}{others}"
-
-
-def _backlog(shard: ShardCounters, group: GroupCounters) -> int:
-    finished = group.base + group.acked + group.dead - group.replayed
-    return shard.appended + group.foreign - finished - group.skip
 
 
 # -- positions -----------------------------------------------------------------------------------------------

@@ -62,8 +62,8 @@ def choose(queue: Queue, shards: Iterable[int] | None, key: str | bytes | None) 
         if shards is not None:
             msg = "a key lies on one shard: give `key` or `shards`, not both"
             raise UsageError(msg)
-        shard = queue.table.shard_for(key_hash(key)).id
-        return Choice((shard,), key.encode() if isinstance(key, str) else key)
+        holding = tuple(shard.id for shard in queue.table.holding(key_hash(key)))
+        return Choice(holding, key.encode() if isinstance(key, str) else key)
     chosen = tuple(queue.shards if shards is None else dict.fromkeys(shards))
     if not chosen:
         msg = "`shards` is empty: name some, or leave it out for all of them"

@@ -8,15 +8,18 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from shardq.core import records
+from shardq.core import reshard as reshards
 from shardq.core.compression import check_available
 from shardq.core.hashing import key_hash
 from shardq.core.history import Record
 from shardq.core.jobs import job_place
 from shardq.core.queue_settings import QueueSettings, SettingsChange
 from shardq.core.records import Headers, Key
+from shardq.core.reshard import Reshard
 from shardq.core.routing import RoutingTable
 from shardq.core.values import ValueType
-from shardq.errors import MessageTooLarge, UsageError
+from shardq.errors import MessageTooLarge, ReshardUnderWay, UnknownQueue, UsageError
+from shardq.runtime import reshard as resharding
 from shardq.runtime.dead import DeadLetters
 from shardq.runtime.declaring import change_settings
 from shardq.runtime.delete import delete_message
@@ -25,11 +28,15 @@ from shardq.runtime.history import When, choose, position, read
 from shardq.runtime.jobs import Job
 from shardq.runtime.producer import Producer
 from shardq.runtime.removal import remove_queue
+from shardq.runtime.reshard import ReshardState
 from shardq.runtime.tail import follow
 from shardq.runtime.tasks import task_group
 from shardq.runtime.traced import TracedProducer
 from shardq.storage import calls, counters
+from shardq.storage.calls import missing_shard
 from shardq.storage.keys import Keys, ShardKeys, check_name
+from shardq.storage.queues import Declared, stored_queue
+from shardq.storage.reshard import leaving
 
 if TYPE_CHECKING:
     from shardq.runtime.client import Client
@@ -61,7 +68,9 @@ class Queue:
         self.values = values
         self._settings = settings
         self.name = keys.queue
-        self.shards: dict[int, ShardKeys] = {shard.id: keys.shard(shard.id, shard.tag) for shard in table.shards}
+        self.shards: dict[int, ShardKeys] = {}
+        """Every shard that has keys, also those that are retired; the same object for as long as the queue is open."""
+        self._take(table)
 
     def producer(
         self,
@@ -112,7 +121,7 @@ class Queue:
             self.table,
             self.shards,
             confirm if durability is not None else lambda: self.client.confirm(None, replicas),
-            min(max_batch_messages, 65535, self._settings.share_of_backlog(len(self.shards)) or 65535),
+            min(max_batch_messages, 65535, self._least_share or 65535),
             max_batch_bytes,
             max_message_bytes,
             max_buffered_bytes,
@@ -126,6 +135,114 @@ class Queue:
             on_retry=self.client.on_retry,
             tracer=self.client.tracing,
         )
+
+    def _take(self, table: RoutingTable) -> None:
+        self.table = table
+        self.shards.clear()
+        self.shards.update((shard.id, self.keys.of(shard)) for shard in table.by_id.values())
+
+    # -- shards ----------------------------------------------------------------------------------------------
+
+    async def refresh(self) -> bool:
+        """Reads the routing table anew; true when it is another one. `queue.shards` changes in place. Raises
+        UnknownQueue."""
+        return await self._look() is not None
+
+    async def _look(self) -> Declared | None:
+        """What is stored, where the routing table is another one than this process knew."""
+        stored = await self._stored()
+        table = RoutingTable.from_bytes(stored.table)
+        if table == self.table:
+            return None
+        self._take(table)
+        return stored
+
+    async def _stored(self) -> Declared:
+        stored = await stored_queue(self.client.pipes, self.keys)
+        if stored is None:
+            msg = f"queue {self.name!r} does not exist (any more)"
+            raise UnknownQueue(msg)
+        return stored
+
+    async def split(self, shard: int, into: int = 2) -> list[int]:
+        """Cuts a shard into `into` equal ranges while the queue is in use; returns the ids of the new shards.
+
+        The new shards stay in the hash slot of the old one: that spreads workers, not Redis. The old one takes no more
+        messages; each group finishes it before it begins on the new ones, so messages of a key stay in order. It is
+        done when this returns; what the groups have left shows in `reshard`. If the call fails half way, repeat it:
+        what was begun is completed, by a leader of a group within a second or two too. Raises UsageError for a shard
+        that can't be split, ReshardUnderWay while somebody else changes the shards.
+        """
+        return await self._change(lambda table: reshards.split(table, shard, into))
+
+    async def split_all(self, into: int = 2) -> list[int]:
+        """`split` for every shard, at once."""
+        return await self._change(lambda table: reshards.split_all(table, into))
+
+    async def merge(self, shards: Iterable[int]) -> list[int]:
+        """Makes one shard of several that splits made of one, and whose ranges touch; else as `split`."""
+        chosen = list(shards)
+        return await self._change(lambda table: reshards.merge(table, chosen))
+
+    async def scale(self, shards: int) -> list[int]:
+        """Brings the queue to so many shards, by splits and merges, as even as can be; none fewer than it was declared
+        with. Shards whose range stays are kept; none new where it has that many already. Else as `split`."""
+        return await self._change(lambda table: reshards.scale(table, shards))
+
+    async def _change(self, make: Callable[[RoutingTable], Reshard | None]) -> list[int]:
+        pipes, stored = self.client.pipes, await self._stored()
+        if stored.reshard:
+            # A repeated call finds its own plan, or one that nobody carries on any more.
+            before = RoutingTable.from_bytes(stored.table)
+            await resharding.carry_on(pipes, self.keys)
+            await self.refresh()
+            plan = make(before)
+            if plan is None or plan.to_bytes() != stored.reshard:
+                msg = f"another reshard of queue {self.name!r} was under way and is done: look at it, then repeat this"
+                raise ReshardUnderWay(msg)
+            return [child.id for child in plan.children]
+        self._take(RoutingTable.from_bytes(stored.table))
+        plan = make(self.table)
+        if plan is None:
+            return []
+        await resharding.begin(pipes, self.keys, plan)
+        await resharding.carry_on(pipes, self.keys)
+        await self.refresh()
+        return [child.id for child in plan.children]
+
+    async def reshard(self) -> ReshardState | None:
+        """What is left of changes of the number of shards: the one under way, what groups still have to do on old
+        shards, why those are still there. None when there is nothing. Raises UnknownQueue, StoreError."""
+        stored = await self._stored()
+        table = RoutingTable.from_bytes(stored.table)
+        plan = Reshard.from_bytes(stored.reshard) if stored.reshard else None
+        found: dict[int, counters.ShardCounters] = {}
+
+        async def look(shard: ShardKeys, number: int) -> None:
+            try:
+                names = (await counters.inspect(self.client.pipes, shard, ())).registered
+                found[number] = await counters.inspect(self.client.pipes, shard, names)
+            except UnknownQueue:
+                return  # it is gone by now
+
+        async with task_group() as tasks:
+            for each in table.retired:
+                tasks.start_soon(look, self.keys.of(each.shard), each.shard.id)
+        return resharding.state_of(plan, dict(sorted(found.items())), committed=stored.committed)
+
+    async def give_up_reshard(self) -> bool:
+        """Gives up a change of shards that was begun and stopped before it sealed any; false when there is none.
+        Raises ReshardUnderWay when it is too late for that: then it is carried out."""
+        given_up = await resharding.give_up(self.client.pipes, self.keys)
+        await self.refresh()
+        return given_up
+
+    @property
+    def _least_share(self) -> int | None:
+        """Of `max_backlog`, that of the narrowest shard."""
+        narrowest = min(self.table.shards, key=lambda shard: shard.high - shard.low)
+        share = self._settings.for_range(narrowest.low, narrowest.high).get("max_backlog")
+        return int(share) if share is not None else None
 
     # -- settings --------------------------------------------------------------------------------------------
 
@@ -145,7 +262,7 @@ class Queue:
         Bounds hold at once for everybody; `compression` and `jobs` for producers made after their process joined the
         queue again. Safe to repeat; repeat it if it fails half way. Raises UsageError, UnknownQueue.
         """
-        known = await change_settings(self.client.pipes, self.keys, self.shards.values(), settings)
+        known = await change_settings(self.client.pipes, self.keys, settings)
         self._settings = known.settings
         return known.settings
 
@@ -156,7 +273,23 @@ class Queue:
         and GroupInUse while workers hold shards or are members of a group, before anything was changed; `force` is for
         workers that were killed. Producers that are open get UnknownQueue. If the call fails half way, repeat it.
         """
-        await remove_queue(self.client.pipes, self.keys, self.shards, force=force)
+        await remove_queue(self.client.pipes, self.keys, await self._everything(), force=force)
+
+    async def _everything(self) -> dict[int, ShardKeys]:
+        """Every shard that has keys, also those that a reshard made and no table names yet, or any more."""
+        try:
+            stored = await self._stored()
+        except UnknownQueue:  # a deletion that was cut short is completed
+            return self.shards
+        self._take(RoutingTable.from_bytes(stored.table))
+        found = dict(self.shards)
+        for shard in await leaving(self.client.pipes, self.keys):
+            for relative in self.table.relatives(shard)[:1]:
+                found[shard] = self.keys.shard(shard, relative.tag, relative.home_id)
+        if stored.reshard:
+            plan = Reshard.from_bytes(stored.reshard)
+            found |= {shard.id: self.keys.of(shard) for shard in plan.children}
+        return found
 
     # -- groups ----------------------------------------------------------------------------------------------
 
@@ -171,7 +304,20 @@ class Queue:
                 a message id (`message.id`, or what `send` returned): that message on its shard; on the others what was
                 stored from that entry's millisecond on
         """
-        return await self._groups.open(check_name("group", group), start)
+        check_name("group", group)
+        created = await self._groups.open(group, start)
+        # A reshard may have passed by: it opens on new shards what was open on the old ones when it looked.
+        while await self.refresh():
+            created = await self._groups.open(group, start) or created
+        await self._open_on_coming(group, start)
+        return created
+
+    async def _open_on_coming(self, group: str, start: Position) -> None:
+        """Opens the group on shards that a reshard under way makes. Those that are not there yet get it from it."""
+        stored = await self._stored()
+        if stored.reshard:
+            plan = Reshard.from_bytes(stored.reshard)
+            await self._on(plan.table).open_coming(group, start, [child.id for child in plan.children])
 
     async def groups(self) -> list[GroupInfo]:
         """Every consumer group of the queue with its backlog, dead letters, leases and workers."""
@@ -188,6 +334,7 @@ class Queue:
         position; what they were handling then is handled again where it lies behind that. Each shard is put there
         atomically, one by one; if the call fails half way, repeat it.
         """
+        await self.refresh()
         return await self._groups.reset(check_name("group", group), to, force=force)
 
     async def pause_group(self, group: str) -> None:
@@ -210,6 +357,7 @@ class Queue:
         members, before anything was changed; `force` is for workers that were killed: one that runs opens its group
         again. If the call fails half way, repeat it.
         """
+        await self.refresh()
         await self._groups.delete(check_name("group", group), force=force)
 
     # -- history ---------------------------------------------------------------------------------------------
@@ -277,10 +425,17 @@ class Queue:
     def job(self, job_id: str) -> Job:
         """A tracked job of this queue by its id. Raises UsageError for what is no id of this queue."""
         queue, shard = job_place(job_id)
-        if queue != self.name or shard not in self.shards:
+        if queue != self.name:
             msg = f"job {job_id} is not of queue {self.name!r}: ask client.queue({queue!r}) for it"
             raise UsageError(msg)
-        return Job(lambda: self.client.pipes, self.shards[shard], job_id)
+        relatives = self.table.relatives(shard)
+        if not relatives:
+            msg = (
+                f"job {job_id} names shard {shard}, which queue {self.name!r} does not have as far as this process "
+                + ("knows: it may have been split meanwhile, so call `await queue.refresh()` and ask again")
+            )
+            raise UsageError(msg)
+        return Job(lambda: self.client.pipes, self.keys.of(relatives[0]), job_id)  # records are their home's
 
     async def delete_message(self, message_id: str, *, timeout: float = 30.0) -> bool:  # noqa: ASYNC109
         """Deletes one message for good, by its id (`message.id`, or what `send` returned): no group handles it any
@@ -291,7 +446,8 @@ class Queue:
         go as soon as all have. Raises UsageError when it is not stored (any more), StoreTimeout when a worker did not
         confirm in `timeout` seconds, StoreError when Redis does not answer for 10 s.
         """
-        return await delete_message(self.client.pipes, self.shards, message_id, timeout)
+        await self.refresh()
+        return await delete_message(self.client.pipes, self.table, self.shards, message_id, timeout)
 
     async def trim(self, before: Position) -> int:
         """Gives up what is kept of finished messages stored before a position (see `start` of `open_group`); returns
@@ -339,7 +495,10 @@ class Queue:
 
     @property
     def _groups(self) -> Groups:
-        return Groups(self.client.pipes, self.keys, self.shards)
+        return self._on(self.table)
+
+    def _on(self, table: RoutingTable) -> Groups:
+        return Groups(self.client.pipes, self.keys, table)
 
     async def counters(self, groups: Sequence[str] | None = None) -> dict[int, counters.ShardCounters]:
         """The counters of every shard, and of the named groups (default: every registered one)."""
@@ -348,4 +507,8 @@ class Queue:
             groups = first.registered
         shards = sorted(self.shards)
         found = await counters.inspect_all(self.client.pipes, [self.shards[shard] for shard in shards], groups)
-        return dict(zip(shards, found, strict=True))
+        there = {shard: each for shard, each in zip(shards, found, strict=True) if each is not None}
+        for shard in shards:
+            if shard not in there and shard in self.table.by_id:  # a retired one may be gone by now
+                raise UnknownQueue(missing_shard(self.shards[shard]))
+        return there

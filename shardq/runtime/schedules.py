@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import anyio
 import msgspec
 
 from shardq.core import records
@@ -20,6 +21,7 @@ from shardq.core.routing import RoutingTable
 from shardq.core.schedule import MISSED, Missed, Schedule
 from shardq.errors import CorruptData, InvalidValue, MessageTooLarge, StoreRefused, UsageError
 from shardq.runtime.cron import Cron
+from shardq.runtime.reshard import read_table
 from shardq.storage import schedules
 from shardq.storage.cluster import Confirm
 from shardq.storage.keys import Keys, ShardKeys, check_name
@@ -28,6 +30,7 @@ from shardq.storage.pipes import Pipes
 MAX_BYTES = 64 * 1024
 CLOSED_FOR_S = 60  # far longer than a leader goes by what it read (scheduler.py), and than clocks should differ
 TRIES = 50
+SEALED_PAUSE_S = 0.1
 OWN_HEADERS = "shardq-"
 
 
@@ -100,10 +103,13 @@ async def put(pipes: Pipes, keys: Keys, table: RoutingTable, schedule: Schedule,
             return wanted
         come_from = home(keys, table, before) if before is not None else None
         if come_from != to:
-            last_s = 0
+            last_s: int | None = 0
             if come_from is not None:
                 last_s = await schedules.close_ticks(pipes, come_from, schedule.name, _closed_until(), confirm)
-            await schedules.open_ticks(pipes, to, schedule.name, last_s, confirm)
+            if last_s is None or not await schedules.open_ticks(pipes, to, schedule.name, last_s, confirm):
+                table = await _newer(pipes, keys)
+                to = home(keys, table, schedule)
+                continue
         if await schedules.swap(pipes, keys, schedule.name, seen, wanted.to_bytes(), confirm):
             return wanted
     raise _contested(schedule.name)
@@ -118,10 +124,19 @@ async def remove(pipes: Pipes, keys: Keys, table: RoutingTable, name: str, confi
             return False
         before = _known(name, seen)
         if before is not None:
-            await schedules.close_ticks(pipes, home(keys, table, before), name, _closed_until(), confirm)
+            shard = home(keys, table, before)
+            if await schedules.close_ticks(pipes, shard, name, _closed_until(), confirm) is None:
+                table = await _newer(pipes, keys)
+                continue
         if await schedules.swap(pipes, keys, name, seen, b"", confirm):
             return True
     raise _contested(name)
+
+
+async def _newer(pipes: Pipes, keys: Keys) -> RoutingTable:
+    """A shard was sealed: the table that says who took its keys over, once it is published."""
+    await anyio.sleep(SEALED_PAUSE_S)
+    return await read_table(pipes, keys)
 
 
 async def read(pipes: Pipes, keys: Keys) -> list[Schedule]:

@@ -88,13 +88,15 @@ class ShardCounters:
 async def inspect(pipes: Pipes, shard: ShardKeys, groups: Sequence[str], *, timeout_s: float = 5.0) -> ShardCounters:
     """The counters of a shard and of the groups named. Raises UnknownQueue when its keys are gone."""
     (counters,) = await inspect_all(pipes, [shard], groups, timeout_s=timeout_s)
+    if counters is None:
+        raise UnknownQueue(missing_shard(shard))
     return counters
 
 
 async def inspect_all(
     pipes: Pipes, shards: Sequence[ShardKeys], groups: Sequence[str], *, timeout_s: float = 5.0
-) -> list[ShardCounters]:
-    """The same of many shards, side by side."""
+) -> list[ShardCounters | None]:
+    """The same of many shards, side by side; None for one whose keys are gone."""
     calls = [(shard.slot, pack_call("inspect", _keys(shard, groups), groups)) for shard in shards]
     replies = await pipes.commands(calls, timeout_s=timeout_s)
     return [_read(shard, groups, reply) for shard, reply in zip(shards, replies, strict=True)]
@@ -107,7 +109,7 @@ def _keys(shard: ShardKeys, groups: Sequence[str]) -> list[str]:
     return keys
 
 
-def _read(shard: ShardKeys, groups: Sequence[str], reply: Any) -> ShardCounters:
+def _read(shard: ShardKeys, groups: Sequence[str], reply: Any) -> ShardCounters | None:
     with shape("inspect"):
         missing = reply[0] == b"MISSING"
         if not missing:
@@ -125,7 +127,7 @@ def _read(shard: ShardKeys, groups: Sequence[str], reply: Any) -> ShardCounters:
                 tuple(meta["groups"].split()),
                 found,
             )
-    raise UnknownQueue(missing_shard(shard))
+    return None
 
 
 async def work_counts(pipes: Pipes, shard: ShardKeys, group: str, *, timeout_s: float = 5.0) -> Counts:

@@ -18,23 +18,25 @@ from shardq.storage.reply import shape, text
 @dataclass(frozen=True, slots=True)
 class Declared:
     """What is stored of a queue; `settings` is empty and `settings_version` 0 for one from before there were any.
-    `reshard` is the plan of the one under way, empty when there is none."""
+    `reshard` is the plan under way, empty when there is none; `committed` means that it can't be given up any more."""
 
     table: bytes
     settings: bytes
     settings_version: int
     reshard: bytes = b""
+    committed: bool = False
 
 
 async def stored_queue(pipes: Pipes, keys: Keys) -> Declared | None:
     """What is stored; None when the queue does not exist."""
-    packed = pack_command("HMGET", keys.routing, "table", "settings", "settings_version", "reshard")
+    packed = pack_command("HMGET", keys.routing, "table", "settings", "settings_version", "reshard", "committed")
     reply = await pipes.command(keys.control_slot, packed)
     with shape("HMGET"):
-        table, settings, version, reshard = reply
+        table, settings, version, reshard, committed = reply
         if table is None:
             return None
-        return Declared(text(table), text(settings or b""), int(version or 0), text(reshard or b""))
+        plan = text(reshard or b"")
+        return Declared(text(table), text(settings or b""), int(version or 0), plan, bool(plan and committed))
 
 
 async def declare(pipes: Pipes, keys: Keys, version: int, table: bytes, settings: bytes) -> Declared:

@@ -48,7 +48,8 @@ async def end(
 ) -> str:
     """Publishes the table that follows and rings the bells: OK; GONE when the plan is not under way any more; HELD when
     it can't be given up because it is committed. `leaving` are shards that no table names, and whose keys are to go."""
-    args = [plan, int(given_up), table.version, table.to_bytes(), " ".join(map(str, leaving)), *bells]
+    args: list[str | bytes | int] = [plan, int(given_up), table.version, table.to_bytes()]
+    args += [" ".join(map(str, leaving)), *bells]
     reply = await pipes.call(keys.control_slot, "end_reshard", [keys.routing], args)
     with shape("end_reshard"):
         return str(reply[0].decode())
@@ -163,8 +164,8 @@ async def forget_shard(pipes: Pipes, keys: Keys, table: RoutingTable, after: Rou
 
 
 async def remove_retired(pipes: Pipes, shard: ShardKeys, groups: Sequence[str], *, unused: bool) -> str:
-    """Deletes a shard's keys: OK, ABSENT, CHANGED (there are other groups), or BUSY (it is in use). `unused`: also those
-    of a child that nothing was sent to."""
+    """Deletes a shard's keys: OK, ABSENT, CHANGED (there are other groups), or BUSY (it is in use). `unused`: also
+    those of a child that nothing was sent to."""
     keys = [shard.stream, shard.meta, shard.delayed]
     for group in groups:
         keys += shard.of_group(group)

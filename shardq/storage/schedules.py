@@ -45,24 +45,25 @@ async def swap(pipes: Pipes, keys: Keys, name: str, seen: bytes, new: bytes, con
         return bool(reply[0] == b"OK")
 
 
-async def close_ticks(pipes: Pipes, shard: ShardKeys, name: str, until_s: int, confirm: Confirm | None) -> int:
-    """From now on the shard takes no tick up to `until_s`; returns the last one sent, 0 for none."""
+async def close_ticks(pipes: Pipes, shard: ShardKeys, name: str, until_s: int, confirm: Confirm | None) -> int | None:
+    """From now on the shard takes no tick up to `until_s`; returns the last one sent, 0 for none. None when the shard
+    was sealed: its schedules are its children's."""
     args: list[str | bytes | int] = [tick_producer(name), until_s]
     reply = await pipes.call(shard.slot, "close_ticks", [shard.meta], args, confirm=confirm)
     with shape("close_ticks"):
-        if reply[0] == b"OK":
-            return int(reply[1])
+        if reply[0] != b"MISSING":
+            return int(reply[1]) if reply[0] == b"OK" else None
     raise UnknownQueue(calls.missing_shard(shard))
 
 
-async def open_ticks(pipes: Pipes, shard: ShardKeys, name: str, last_s: int, confirm: Confirm | None) -> None:
-    """The shard takes ticks after `last_s` (and after its own last one)."""
+async def open_ticks(pipes: Pipes, shard: ShardKeys, name: str, last_s: int, confirm: Confirm | None) -> bool:
+    """The shard takes ticks after `last_s` (and after its own last one); false when it was sealed."""
     args: list[str | bytes | int] = [tick_producer(name), last_s]
     reply = await pipes.call(shard.slot, "open_ticks", [shard.meta], args, confirm=confirm)
     with shape("open_ticks"):
-        missing = reply[0] != b"OK"
-    if missing:
-        raise UnknownQueue(calls.missing_shard(shard))
+        if reply[0] != b"MISSING":
+            return bool(reply[0] == b"OK")
+    raise UnknownQueue(calls.missing_shard(shard))
 
 
 async def last_tick(pipes: Pipes, shard: ShardKeys, name: str) -> tuple[int, bool]:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardq.core.queue_settings import MAX_NUMBER, MAX_RETENTION_S, QueueSettings, parse
+from shardq.core.routing import RoutingTable
 from shardq.errors import CorruptData, UsageError
 
 COUNTS = st.integers(1, MAX_NUMBER)
@@ -158,6 +159,24 @@ def test_shards_share_the_bounds(change: dict[str, Any], shards: int) -> None:
     assert own.get("overflow") == (settings.overflow if settings.max_backlog else None)
     assert own.get("retention_ms") == (settings.retention_s * 1000 if settings.retention_s else None)
     assert set(own) <= {"max_backlog", "overflow", "retention_ms", "retention_bytes"}
+
+
+@given(changes(), st.integers(1, 16384))
+def test_ranges_of_an_equal_cut_have_equal_shares(change: dict[str, Any], shards: int) -> None:
+    settings = QueueSettings().changed(change)
+    for shard in RoutingTable.equal(shards).shards[:: max(1, shards // 7)]:
+        assert settings.for_range(shard.low, shard.high) == settings.for_shard(shards)
+
+
+@given(changes(), st.integers(1, 2**32), st.integers(0, 2**32))
+def test_a_range_has_its_share_by_width(change: dict[str, Any], width: int, low: int) -> None:
+    settings = QueueSettings().changed(change)
+    own = settings.for_range(low, low + width)
+    for name, total in (("max_backlog", settings.max_backlog), ("retention_bytes", settings.retention_bytes)):
+        if total is not None:
+            assert abs(int(own[name]) - total * width / 2**32) <= 1 + total / 2**31
+            assert int(own[name]) >= 1
+    assert own.keys() == settings.for_shard(3).keys()
 
 
 # -- the wire format --------------------------------------------------------------------------------------------------

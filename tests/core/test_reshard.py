@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardq.core.reshard import Reshard, merge, scale, split, split_all
-from shardq.core.routing import MAX_SHARDS, RoutingTable, Shard
+from shardq.core.routing import MAX_SHARDS, RetiredShard, RoutingTable, Shard
 from shardq.errors import CorruptData, UsageError
 
 SPACE = 2**32
@@ -21,8 +21,10 @@ def tables(draw: st.DrawFn) -> RoutingTable:
     """A queue after any series of reshards and removals."""
     table = RoutingTable.equal(draw(st.integers(1, 6)))
     for _ in range(draw(st.integers(0, 5))):
-        if table.retired and draw(st.booleans()):
-            table = table.without(draw(st.sampled_from(table.retired)).shard.id)
+        removes: bool = draw(st.booleans())
+        if table.retired and removes:
+            gone: RetiredShard = draw(st.sampled_from(table.retired))
+            table = table.without(gone.shard.id)
         else:
             plan = draw(plans(table))
             table = plan.table if plan is not None else table

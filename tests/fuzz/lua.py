@@ -27,7 +27,8 @@ TYPES = {
     **dict.fromkeys(("delayed", "expiring", "later", "old_delayed", "old_later", "new_delayed"), "zset"),
     **dict.fromkeys(("meta", "timed", "group", "kept", "other_meta", "routing", "control", "schedules"), "hash"),
     **dict.fromkeys(("old_meta", "old_group", "old_kept", "new_meta"), "hash"),
-    "new_stream": "stream",
+    **dict.fromkeys(("new_stream", "fresh_stream"), "stream"),
+    **{"fresh_meta": "hash", "fresh_delayed": "zset"},
     **dict.fromkeys(("scratch", "data"), ""),
 }
 
@@ -221,7 +222,7 @@ def _calls(token: str, entries: Sequence[str]) -> list[FunctionCall]:
         FunctionCall("end_reshard", ["routing"], [b"plan", "1", "2", b"\x02", "7 8"]),
         FunctionCall("forget_shard", ["routing"], ["1", "2", b"\x02", "7"]),
         FunctionCall("open_child", NEW, ["0 1", "1", "max_backlog", "7"]),
-        FunctionCall("open_child", ["scratch", "data", "new_delayed", "expiring", "timed"], ["0", "1"]),
+        FunctionCall("open_child", ["fresh_stream", "fresh_meta", "fresh_delayed", "expiring", "timed"], ["0", "1"]),
         FunctionCall("seal", ["meta", "new_meta"], [BELL]),
         FunctionCall("move_delayed", ["meta", "delayed", "new_meta", "new_delayed"], MOVED),
         FunctionCall("move_delayed", ["old_meta", "old_delayed", "new_meta", "new_delayed"], MOVED),

@@ -192,7 +192,7 @@ REPLIES: dict[str, Reply] = {
     ),
     "stored queue": Reply(
         lambda pipes: queues.stored_queue(pipes, KEYS),
-        [[b"\x01", b"\x01", b"5", None], [b"\x01", b"\x01", b"5", b"\x01"], [None] * 4],
+        [[b"\x01", b"\x01", b"5", None, None], [b"\x01", b"\x01", b"5", b"\x01", b"1"], [None] * 5],
     ),
     "begin_reshard": Reply(lambda pipes: reshard.begin(pipes, KEYS, PLAN), [[b"OK"], [b"BUSY", b"\x01"], [b"MISSING"]]),
     "commit_reshard": Reply(lambda pipes: reshard.commit(pipes, KEYS, b"\x01"), [[b"OK"], [b"GONE"]]),

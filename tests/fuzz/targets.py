@@ -215,7 +215,7 @@ def _member(data: bytes) -> None:
 def _settings(data: bytes) -> None:
     settings = QueueSettings.from_bytes(data)
     settings.shown()
-    settings.for_shard(3)
+    settings.for_range(7, 1 << 30)
     settings.to_bytes(data)
 
 

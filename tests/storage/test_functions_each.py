@@ -15,7 +15,8 @@ HOUR_MS = 3_600_000
 
 
 async def timed(shard: Rig) -> dict[str, tuple[bytes, float | None]]:
-    """What waits for its time: value, and when it goes or is due (Unix ms), by field; the sentinel left out."""
+    """What waits for its time: value, and when it goes or is due (Unix ms), by field; the sentinel and
+    the counter of names left out."""
     flat = await shard.command("HGETALL", shard.shard.timed)
     found = {}
     for name, value in zip(flat[::2], flat[1::2], strict=True):
@@ -23,6 +24,7 @@ async def timed(shard: Rig) -> dict[str, tuple[bytes, float | None]]:
         score = await shard.command("ZSCORE", key, name)
         found[name.decode()] = (value, None if score is None else float(score))
     assert found.pop("") == (b"", float("inf"))
+    found.pop("delayed_next", None)
     return found
 
 

@@ -20,7 +20,7 @@ async def tick(rig: Rig, tick_s: int, shard: ShardKeys | None = None) -> str:
     return await schedules.append_tick(rig.pipes, shard or rig.shard, "s", tick_s, batch_of(str(tick_s)), None)
 
 
-async def close(rig: Rig, until_s: int) -> int:
+async def close(rig: Rig, until_s: int) -> int | None:
     return await schedules.close_ticks(rig.pipes, rig.shard, "s", until_s, None)
 
 

@@ -82,7 +82,7 @@ async def look_again(client: Client, earlier: Look, over_s: float, limits: Limit
     queue, groups = later.queue, sorted(later.members)
     masters = len(client.cluster.primaries())
     facts = QueueFacts(
-        queue.name, queue.settings, len(queue.shards), masters, earlier.view, later.view, over_s, user=user
+        queue.name, queue.settings, len(queue.table.shards), masters, earlier.view, later.view, over_s, user=user
     )
     members = {group: (earlier.members.get(group, {}), later.members[group]) for group in groups}
     denied = earlier.denied | later.denied
