@@ -17,8 +17,8 @@ began it, the leader of a group, another operator. Every step is safe to repeat,
 Much later, when no group has anything left to do there and no producer may ask again for an answer, a retired shard
 goes: marked in its own slot, then forgotten in the table, then its keys deleted (`look_after`).
 
-Invariants: a sealed shard's children are open. A message is stored on the shard that the newest table, or the one before
-it, names for its key. Nobody decides here which shards there should be.
+Invariants: a sealed shard's children are open. A message is stored on the shard that the newest table, or the one
+before it, names for its key. Nobody decides here which shards there should be.
 """
 
 from __future__ import annotations

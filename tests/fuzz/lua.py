@@ -28,7 +28,8 @@ TYPES = {
     **dict.fromkeys(("meta", "timed", "group", "kept", "other_meta", "routing", "control", "schedules"), "hash"),
     **dict.fromkeys(("old_meta", "old_group", "old_kept", "new_meta"), "hash"),
     **dict.fromkeys(("new_stream", "fresh_stream"), "stream"),
-    **{"fresh_meta": "hash", "fresh_delayed": "zset"},
+    "fresh_meta": "hash",
+    "fresh_delayed": "zset",
     **dict.fromkeys(("scratch", "data"), ""),
 }
 
