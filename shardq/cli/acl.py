@@ -24,6 +24,7 @@ from shardq.storage.acl import ROLES, Wanted, grants
 @click.option("--fsync", is_flag=True, help='For durability="fsync" (Redis 7.2 and newer, Valkey).')
 @click.option("--sends-to", multiple=True, metavar="QUEUE", help="For a worker: its handlers send there (tx.send).")
 @click.option("--effects", multiple=True, metavar="GLOB", help="For a worker: its handlers write these keys too.")
+@click.option("--reshards", is_flag=True, help="For a worker or coordinator: carries on reshards, removes old shards.")
 @click.option("--broadcast", is_flag=True, help="May broadcast, and listen to channels by name.")
 @click.option("--listen", multiple=True, metavar="PATTERN", help="May listen to this pattern of channels.")
 @click.option("--password-env", metavar="VARIABLE", help="Put in the password that stands in this variable, hashed.")

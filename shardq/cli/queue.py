@@ -1,4 +1,4 @@
-"""`shardq queue`: create, change, list, show and delete queues."""
+"""`shardq queue`: create, change, list, show and delete queues (scale is cli/reshard.py's)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from shardq.cli.complete import group_names, queue_names
 from shardq.cli.options import json_option, over_option, url_option
 from shardq.cli.output import age, print_json, print_table, tell_unreadable
 from shardq.cli.progress import waiting
+from shardq.cli.reshard import scale
 from shardq.core.queue_settings import QueueSettings
 from shardq.errors import UnknownQueue
 from shardq.ops.inspect import GroupView, QueueView, ShardView, read_queue, read_queues
 from shardq.ops.processes import run_async
 from shardq.ops.rates import Look, lease_word
 from shardq.runtime.client import connect
+from shardq.runtime.reshard import ReshardState
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -71,7 +73,10 @@ def _in_words(settings: QueueSettings) -> str:
 
 @click.group(epilog="Example: shardq queue create orders --shards 64")
 def queue() -> None:
-    """Create, change, list, show and delete queues."""
+    """Create, change, scale, list, show and delete queues."""
+
+
+queue.add_command(scale)
 
 
 @queue.command(epilog="Example: shardq queue create orders --shards 64 --retention 7d --compression zstd")
@@ -143,10 +148,7 @@ def _print_list(views: Iterable[QueueView], as_json: bool) -> None:
     if as_json:
         print_json(_summary(view) for view in views)
         return
-    rows = [
-        [view.queue, str(len(view.shards) + len(view.unreadable)), str(view.appended), " ".join(_groups(view)) or "-"]
-        for view in views
-    ]
+    rows = [[view.queue, str(_count(view)), str(view.appended), " ".join(_groups(view)) or "-"] for view in views]
     print_table(["QUEUE", "SHARDS", "APPENDED", "GROUPS"], rows, left=["QUEUE", "GROUPS"])
 
 
@@ -154,9 +156,13 @@ def _groups(view: QueueView) -> list[str]:
     return sorted({group for shard in view.shards.values() for group in shard.groups})
 
 
+def _count(view: QueueView) -> int:
+    """Without those that a reshard sealed."""
+    return sum(shard.state == "open" for shard in view.shards.values()) + len(view.unreadable)
+
+
 def _summary(view: QueueView) -> dict[str, Any]:
-    shards = len(view.shards) + len(view.unreadable)
-    known = {"queue": view.queue, "shards": shards, "appended": view.appended, "groups": _groups(view)}
+    known = {"queue": view.queue, "shards": _count(view), "appended": view.appended, "groups": _groups(view)}
     return {**known, "unreadable": sorted(view.unreadable)}
 
 
@@ -171,28 +177,42 @@ def show(context: click.Context, name: str, group: str | None, over_s: float, ur
     """Show the settings of the queue NAME and its map: each shard, the hashes of its keys, where it lies, what it holds
     and, for each group, who owns it and what is left to do."""
 
-    async def main() -> tuple[Look, QueueSettings]:
+    async def main() -> tuple[Look, QueueSettings, ReshardState | None]:
         groups = [group] if group is not None else None
         async with connect(url) as client:
-            settings = (await client.queue(name)).settings
+            joined = await client.queue(name)
             before = await read_queue(client, name, groups) if over_s > 0 else None
             await anyio.sleep(over_s)
-            return Look(before, await read_queue(client, name, groups)), settings
+            return Look(before, await read_queue(client, name, groups)), joined.settings, await joined.reshard()
 
-    look, settings = run_async(main)
+    look, settings, reshard = run_async(main)
     view = look.view
     if as_json:
-        print_json(_shard_object(look, shard) | {"settings": settings.shown()} for shard in view.shards.values())
+        waits_for = reshard.stay if reshard is not None else {}
+        print_json(
+            _shard_object(look, shard) | {"waits_for": waits_for.get(number), "settings": settings.shown()}
+            for number, shard in view.shards.items()
+        )
     else:
         click.echo(f"{name}: {_in_words(settings)}")
         if unusual := _unusual(view):
             click.echo(f"{name}: {unusual}")
         rows = [row for shard in view.shards.values() for row in _map_rows(look, shard)]
         print_table(_MAP, rows, left=["HASHES", "NODE", "STATE", "GROUP", "OWNER"])
+        if reshard is not None:
+            _tell_reshard(name, reshard)
     for number, why in view.unreadable.items():
         click.echo(f"shard {number} can't be read: {why}", err=True)
     if view.unreadable:
         context.exit(1)
+
+
+def _tell_reshard(name: str, reshard: ReshardState) -> None:
+    if reshard.phase in ("opening", "sealing"):
+        parents = ", ".join(map(str, reshard.parents))
+        click.echo(f"{name}: a reshard of shards {parents} is under way ({reshard.phase}); repeating it completes it")
+    for number, why in reshard.stay.items():
+        click.echo(f"{name}: shard {number} is retired and waits for {why}")
 
 
 _MAP = ["SHARD", "HASHES", "SLOT", "NODE", "STATE", "APPENDED", "BYTES", "STORED/S"]

@@ -51,6 +51,13 @@ class Look:
         return earlier if earlier is not None and shard.time_ms > earlier.time_ms else None
 
 
+def hottest(look: Look, shards: Iterable[int]) -> int | None:
+    """Of these shards, the one that stored most messages a second; None when none is known to have stored any."""
+    rates = {shard: look.stored(look.view.shards[shard]) or 0.0 for shard in shards if shard in look.view.shards}
+    best = max(rates, key=lambda shard: rates[shard], default=None)
+    return best if best is not None and rates[best] > 0 else None
+
+
 def shown_groups(view: QueueView) -> list[str]:
     """The queue's groups; a queue without one is shown under the name ''."""
     return sorted({group for shard in view.shards.values() for group in shard.groups}) or [""]

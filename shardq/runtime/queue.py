@@ -204,6 +204,8 @@ class Queue:
         self._take(RoutingTable.from_bytes(stored.table))
         plan = make(self.table)
         if plan is None:
+            await resharding.look_after(pipes, self.keys)  # where no leader may, who repeats this removes old shards
+            await self.refresh()
             return []
         await resharding.begin(pipes, self.keys, plan)
         await resharding.carry_on(pipes, self.keys)

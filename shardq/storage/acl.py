@@ -101,22 +101,24 @@ class Access:
 
 _MEMBER = "beat lead resign plan leave offer append swap_schedule close_ticks open_ticks"
 
-# What carries on a reshard that somebody began: the leader of a group does.
-_RESHARDING = "commit_reshard end_reshard forget_shard open_child open_group seal move_delayed retire remove_retired"
-_RESHARDING_COMMANDS = "hdel hkeys hmget zrange"
+# What carries on a reshard that somebody began, and removes old shards: of every group.
+RESHARDING = Access(
+    "commit_reshard end_reshard forget_shard open_child open_group seal tune move_delayed retire remove_retired",
+    "hdel hkeys hmget zrange",
+)
 
 ACCESS: dict[Role, Access] = {
     "producer": Access("append append_each", "hmget hget"),
     "worker": Access(
-        f"{_MEMBER} {_RESHARDING} acquire release ready transfer step promote tidy redact",
-        f"hget hgetall xrange {_RESHARDING_COMMANDS}",
+        f"{_MEMBER} open_group acquire release ready transfer step promote tidy redact", "hmget hget hgetall xrange"
     ),
-    "coordinator": Access(f"{_MEMBER} {_RESHARDING}", f"hget hgetall {_RESHARDING_COMMANDS}"),
+    "coordinator": Access(_MEMBER, "hmget hget hgetall"),
     "exporter": Access("inspect build", "hmget hgetall smembers"),
     "operator": Access(
-        "declare settings open_shard tune reset_group delete_group pause remove_shard inspect build replay purge mark "
-        f"redact forget trim append append_each swap_schedule close_ticks open_ticks begin_reshard {_RESHARDING}",
-        f"del exists function|load hget hgetall hset sadd smembers srem time xrange xrevrange {_RESHARDING_COMMANDS}",
+        "declare settings open_shard reset_group delete_group pause remove_shard inspect build replay purge mark "
+        "redact forget trim append append_each swap_schedule close_ticks open_ticks begin_reshard "
+        + RESHARDING.functions,
+        f"del exists function|load hget hgetall hset sadd smembers srem time xrange xrevrange {RESHARDING.commands}",
     ),
 }
 
@@ -129,6 +131,7 @@ class Wanted:
     fsync      durability="fsync": WAITAOF, which Redis 7.0 does not know
     sends_to   queues that a worker's handlers send to in their commits
     effects    globs of further keys that its handlers write in their commits
+    reshards   a worker or coordinator carries on reshards that were begun, and removes old shards, when it leads
     broadcast  it may broadcast, and listen to channels that it names
     listen     patterns that it may listen to
     """
@@ -141,6 +144,7 @@ class Wanted:
     fsync: bool = False
     sends_to: Sequence[str] = ()
     effects: Sequence[str] = ()
+    reshards: bool = False
     broadcast: bool = False
     listen: Sequence[str] = ()
 
@@ -156,6 +160,8 @@ class Wanted:
             raise UsageError(f"a {self.role} is for no group: leave out --group")
         if self.role != "worker" and (self.sends_to or self.effects):
             raise UsageError(f"a {self.role} has no handlers: --sends-to and --effects are for a worker")
+        if self.role not in ("worker", "coordinator") and self.reshards:
+            raise UsageError(f"a {self.role} leads no group: --reshards is for a worker or coordinator")
         for glob in self.effects:
             if not glob or glob != "".join(glob.split()) or ")" in glob:
                 raise UsageError(f"{glob!r} is no pattern of keys: it has blanks or brackets that an ACL can't hold")
@@ -178,7 +184,7 @@ def grants(wanted: Wanted) -> list[Grant]:
         commands |= {"ssubscribe"}
     keys, channels = _reach(wanted)
     own = Grant(frozenset(commands), tuple(keys), tuple(channels))
-    return [own, *_of_handlers(wanted, keys), *_of_broadcasts(wanted)]
+    return [own, *_of_handlers(wanted, keys), *_of_reshards(wanted), *_of_broadcasts(wanted)]
 
 
 def _set(names: str) -> set[str]:
@@ -210,7 +216,7 @@ def _of_queue(wanted: Wanted, keys: Keys) -> tuple[list[Key], list[str]]:
         reads_only = wanted.role == "exporter"
         return [Key(glob, reads_only) for glob in globs], [] if reads_only else list(globs)
     of_shard = ["stream", "meta"]
-    of_queue = [Key(keys.routing, reads_only=wanted.role == "producer")]
+    of_queue = [Key(keys.routing, reads_only=True)]
     channels = [keys.of_every_shard("bell")]
     group = wanted.group or "*"
     if wanted.role == "producer":
@@ -218,10 +224,9 @@ def _of_queue(wanted: Wanted, keys: Keys) -> tuple[list[Key], list[str]]:
     else:
         of_queue += [Key(keys.schedules), Key(keys.control(group))]
         channels += [keys.control_bell(group)]
-        of_shard += [f"{kind}:{group}" for kind in ("group", "dead", "later", "kept")]
-        of_shard += ["delayed", "expiring", "timed"]
+        of_shard += [f"group:{group}"]
     if wanted.role == "worker":
-        of_shard += ["scratch"]
+        of_shard += ["delayed", "expiring", "timed", "scratch", f"dead:{group}", f"later:{group}", f"kept:{group}"]
     return of_queue + [Key(keys.of_every_shard(name)) for name in of_shard], channels
 
 
@@ -247,6 +252,20 @@ def _of_handlers(wanted: Wanted, own: Iterable[Key]) -> list[Grant]:
     if sent:
         found.append(Grant(frozenset(_set(SENDING)), (*routing, *sent), tuple(bells)))
     return found
+
+
+_RESHARDED = "stream meta delayed expiring timed group:* dead:* later:* kept:*"
+
+
+def _of_reshards(wanted: Wanted) -> list[Grant]:
+    """What a leader does beyond its own group: new shards have every group's keys, and the table is the queue's."""
+    if not wanted.reshards:
+        return []
+    commands = _commands(RESHARDING.functions) | _set(RESHARDING.commands) | {"fcall"}
+    named = [Keys(wanted.prefix, queue) for queue in wanted.queues]
+    keys = [Key(each.of_every_shard(name)) for each in named for name in _RESHARDED.split()]
+    channels = [channel for each in named for channel in (each.of_every_shard("bell"), each.control_bell("*"))]
+    return [Grant(frozenset(commands), (*(Key(each.routing) for each in named), *keys), tuple(channels))]
 
 
 def _of_broadcasts(wanted: Wanted) -> list[Grant]:

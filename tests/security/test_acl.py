@@ -11,8 +11,10 @@ import pytest
 import redis
 
 import shardq
+from shardq.core.reshard import split
 from shardq.errors import FunctionsMissing, StoreRefused
 from shardq.ops.exporter import QueueReader
+from shardq.runtime.reshard import begin, carry_on, look_after
 from shardq.runtime.settings import WorkerSettings
 from shardq.runtime.standalone import coordinate
 from shardq.storage.acl import Role, Wanted
@@ -25,6 +27,7 @@ pytestmark = pytest.mark.anyio
 GROUP = "g"
 ORDERS, PARCELS, BOUNDED = "orders", "parcels", "bounded"
 GONE = "gone"
+SPLIT = "split"
 ALL = (ORDERS, PARCELS, BOUNDED)
 WORKER = Wanted("worker", [ORDERS], group=GROUP, sends_to=[PARCELS])
 
@@ -32,7 +35,9 @@ WORKER = Wanted("worker", [ORDERS], group=GROUP, sends_to=[PARCELS])
 @pytest.fixture(scope="module")
 def known(server_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Users]:
     with users(server_binary, tmp_path_factory.mktemp("acl")) as found:
-        found.add("operator", Wanted("operator", [*ALL, GONE]))
+        found.add("operator", Wanted("operator", [*ALL, GONE, SPLIT]))
+        found.add("leader", Wanted("coordinator", [SPLIT], group=GROUP, reshards=True))
+        found.add("follower", Wanted("worker", [SPLIT]))
         found.add("producer", Wanted("producer", [ORDERS]))
         found.add("bounded", Wanted("producer", [BOUNDED], bounded=True))
         found.add("worker", WORKER)
@@ -192,6 +197,32 @@ async def test_broadcasts_are_for_who_may(known: Users, declared: None) -> None:
         with pytest.raises(StoreRefused, match=r"does not let this user run SSUBSCRIBE|channel"):
             async with client.listen("tea"):
                 pass
+
+
+async def test_a_reshard_is_the_operators_and_a_leader_who_may_carries_it_on(known: Users, declared: None) -> None:
+    async with shardq.connect(known.url("operator")) as client:
+        queue = await client.queue(SPLIT, shards=1)
+        for group in (GROUP, "other"):
+            await queue.open_group(group)
+        assert await queue.split(0) == [1, 2]
+        await begin(client.pipes, queue.keys, split(queue.table, 1))
+        known.refused()
+    for user in ("follower", "leader"):
+        async with shardq.connect(known.url(user)) as client:
+            if user == "follower":
+                with pytest.raises(StoreRefused, match="shardq acl ROLE"):
+                    await carry_on(client.pipes, queue.keys)
+                continue
+            known.refused()
+            assert await carry_on(client.pipes, queue.keys)
+            assert await look_after(client.pipes, queue.keys) == {}
+            assert known.refused() == set()
+    async with shardq.connect(known.url("operator")) as client:
+        queue = await client.queue(SPLIT)
+        assert list(queue.shards) == [3, 4, 2]
+        assert await queue.reshard() is None
+        await queue.delete()
+    assert known.refused() == set()
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------
