@@ -85,7 +85,10 @@ async def without_deleted(queue: Queue, choice: Choice) -> Choice:
     deleted: list[str] = []
 
     async def ask(shard: int) -> None:
-        _, marks = await read_marks(queue.client.pipes, queue.shards[shard])
+        keys = queue.shards.get(shard)
+        if keys is None:
+            return  # a retired one that is gone by now
+        _, marks = await read_marks(queue.client.pipes, keys)
         deleted.extend(f"{shard}/{entry}/{index}" for entry, index in marks)
 
     async with task_group() as tasks:
@@ -149,7 +152,8 @@ async def _now_ms(queue: Queue, shards: Sequence[int]) -> dict[int, int]:
 
 
 def node_of(queue: Queue, shard: int) -> str:
-    node = queue.client.cluster.node_of(queue.shards[shard].slot)
+    keys = queue.shards.get(shard)
+    node = queue.client.cluster.node_of(keys.slot) if keys is not None else None
     return node.name if node is not None else ""
 
 
@@ -276,4 +280,5 @@ def make_pagers(
     return {
         shard: Pager(queue.client.pipes, queue.shards[shard], lower, upper, size, reverse=reverse, timeout_s=timeout_s)
         for shard, (lower, upper) in ranges.items()
+        if shard in queue.shards
     }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from shardq.core.history import Entry, Merge, Record, open_entry
-from shardq.errors import StoreError
+from shardq.errors import StoreError, UnknownQueue
 from shardq.runtime.history import Choice, Pager, feed, make_pagers, node_of, without_deleted
 from shardq.runtime.tasks import task_group
 from shardq.storage.cluster import pack_command
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from shardq.runtime.queue import Queue
 
 POLL_FIRST_S, POLL_LAST_S = 0.05, 1.0
+RESHARD_POLL_S = 1.0
 POLL_TIMEOUT_S = 1.0  # a master that is away holds up the others no longer than this
 
 _log = logging.getLogger("shardq")
@@ -34,9 +35,11 @@ async def follow(queue: Queue, choice: Choice, from_end: int) -> AsyncIterator[R
         yield record
     ranges = {shard: (f"({entry}", "+") for shard, entry in last.items()}
     pagers = make_pagers(queue, ranges, timeout_s=POLL_TIMEOUT_S)
-    pace, away = _Pace(), set[int]()
+    pace, away, coming = _Pace(), set[int](), _Coming(queue, choice.shards)
     while True:
-        due = await pace.due(queue, choice.shards)
+        for shard in await coming.shards():
+            pagers |= make_pagers(queue, {shard: ("-", "+")}, timeout_s=POLL_TIMEOUT_S)
+        due = await pace.due(queue, [shard for shard in pagers if shard in queue.shards])
         merge = Merge(due)
         news = await _look(merge, pagers, away)
         for shard, entry in merge.ready():
@@ -102,6 +105,30 @@ async def _look(merge: Merge, pagers: dict[int, Pager], away: set[int]) -> dict[
         for shard in sorted(merge.hungry):
             tasks.start_soon(fetch, shard)
     return news
+
+
+class _Coming:
+    """Shards that a reshard makes of those that are followed: looked for once a second."""
+
+    def __init__(self, queue: Queue, shards: Sequence[int]) -> None:
+        self._queue, self._known = queue, set(queue.shards)
+        self._followed = [queue.table.by_id[shard] for shard in shards]
+        self._due = anyio.current_time() + RESHARD_POLL_S
+
+    async def shards(self) -> list[int]:
+        """Those that are new since the last time."""
+        if anyio.current_time() < self._due:
+            return []
+        try:
+            await self._queue.refresh()
+        except (StoreError, UnknownQueue):
+            pass  # what is followed is followed on: a master may be away, the queue be deleted and declared again
+        self._due = anyio.current_time() + RESHARD_POLL_S
+        new = [shard for shard in self._queue.table.by_id.values() if shard.id not in self._known]
+        self._known.update(self._queue.shards)
+        mine = [shard for shard in new if any(shard.overlaps(each) for each in self._followed)]
+        self._followed += mine
+        return [shard.id for shard in mine]
 
 
 class _Pace:

@@ -21,6 +21,7 @@ from shardq.runtime import reshard as resharding
 from shardq.storage import calls, queues, schedules
 from shardq.storage.cluster import pack_command
 from shardq.storage.pipes import Pipes
+from tests.runtime.harness import until
 from tests.runtime.test_removal import keys_of
 from tests.storage.rig import Rig, one
 
@@ -546,3 +547,29 @@ async def test_a_table_of_a_resharded_queue_is_the_one_that_is_stored(client: sh
     assert stored is not None
     assert stored.table[:1] == b"\x02"
     assert RoutingTable.from_bytes(stored.table) == queue.table
+
+
+async def test_a_follower_goes_on_with_the_new_shards(client: shardq.Client, queue_name: str) -> None:
+    queue = await client.queue(queue_name, shards=2)
+    found: list[Any] = []
+
+    async def follow(of: shardq.Queue, **chosen: Any) -> None:
+        async for record in of.tail(**chosen):
+            found.append(record.value)  # noqa: PERF401  # it never ends
+
+    async def send(values: Sequence[str]) -> None:
+        async with (await client.queue(queue_name)).producer() as producer:
+            for value in values:
+                await producer.send(value, key="k")
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(follow, queue)
+        await send(["a"])
+        await until(lambda: found == ["a"], 20, "the first to be followed")
+        await (await client.queue(queue_name)).split_all()
+        await send(["b", "c"])
+        await until(lambda: found == ["a", "b", "c"], 20, "the new shards to be followed")
+        found.clear()
+        tasks.start_soon(lambda: follow(queue, key="k"))
+        await until(lambda: found == ["a", "b", "c"], 20, "a key to be read on old and new shards")
+        tasks.cancel_scope.cancel()
