@@ -31,6 +31,7 @@ from shardq.errors import (
     NotStored,
     QueueFull,
     QueueMismatch,
+    ReshardUnderWay,
     ShardqError,
     StoreError,
     StoreRefused,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from shardq.runtime.jobs import Job
     from shardq.runtime.producer import Producer
     from shardq.runtime.queue import Queue
+    from shardq.runtime.reshard import ReshardState
     from shardq.runtime.sync import SyncProducer
     from shardq.runtime.worker import Worker
 
@@ -87,6 +89,8 @@ __all__ = [
     "Queue",
     "QueueFull",
     "QueueMismatch",
+    "ReshardState",
+    "ReshardUnderWay",
     "QueueSettings",
     "Record",
     "Reject",
@@ -120,6 +124,7 @@ _LATER = {
     "Notices": "shardq.runtime.broadcast",
     "Producer": "shardq.runtime.producer",
     "Queue": "shardq.runtime.queue",
+    "ReshardState": "shardq.runtime.reshard",
     "SyncProducer": "shardq.runtime.sync",
     "Worker": "shardq.runtime.worker",
     "connect": "shardq.runtime.client",
