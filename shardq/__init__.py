@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from shardq.runtime.jobs import Job
     from shardq.runtime.producer import Producer
     from shardq.runtime.queue import Queue
-    from shardq.runtime.reshard import ReshardState
+    from shardq.runtime.reshard_state import ReshardState
     from shardq.runtime.sync import SyncProducer
     from shardq.runtime.worker import Worker
 
@@ -89,11 +89,11 @@ __all__ = [
     "Queue",
     "QueueFull",
     "QueueMismatch",
-    "ReshardState",
-    "ReshardUnderWay",
     "QueueSettings",
     "Record",
     "Reject",
+    "ReshardState",
+    "ReshardUnderWay",
     "Retry",
     "RetryLater",
     "Schedule",
@@ -124,7 +124,7 @@ _LATER = {
     "Notices": "shardq.runtime.broadcast",
     "Producer": "shardq.runtime.producer",
     "Queue": "shardq.runtime.queue",
-    "ReshardState": "shardq.runtime.reshard",
+    "ReshardState": "shardq.runtime.reshard_state",
     "SyncProducer": "shardq.runtime.sync",
     "Worker": "shardq.runtime.worker",
     "connect": "shardq.runtime.client",

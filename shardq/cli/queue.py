@@ -19,7 +19,7 @@ from shardq.ops.inspect import GroupView, QueueView, ShardView, read_queue, read
 from shardq.ops.processes import run_async
 from shardq.ops.rates import Look, lease_word
 from shardq.runtime.client import connect
-from shardq.runtime.reshard import ReshardState
+from shardq.runtime.reshard_state import ReshardState
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -19,7 +19,7 @@ from typing import TypeVar
 from shardq.core.ids import MessageId, entry_key
 from shardq.core.routing import RoutingTable
 from shardq.errors import GroupInUse, UnknownGroup, UnknownQueue, UsageError
-from shardq.runtime.reshard import backlog_of
+from shardq.runtime.reshard_state import backlog_of
 from shardq.runtime.tasks import task_group
 from shardq.storage import groups as calls
 from shardq.storage.control import control_call, control_state

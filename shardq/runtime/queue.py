@@ -4,6 +4,7 @@ jobs, dead letters and settings. Each subject is a module of its own; here they 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
@@ -18,7 +19,7 @@ from shardq.core.records import Headers, Key
 from shardq.core.reshard import Reshard
 from shardq.core.routing import RoutingTable
 from shardq.core.values import ValueType
-from shardq.errors import MessageTooLarge, ReshardUnderWay, UnknownQueue, UsageError
+from shardq.errors import MessageTooLarge, ReshardUnderWay, UnknownGroup, UnknownQueue, UsageError
 from shardq.runtime import reshard as resharding
 from shardq.runtime.dead import DeadLetters
 from shardq.runtime.declaring import change_settings
@@ -28,7 +29,7 @@ from shardq.runtime.history import When, choose, position, read
 from shardq.runtime.jobs import Job
 from shardq.runtime.producer import Producer
 from shardq.runtime.removal import remove_queue
-from shardq.runtime.reshard import ReshardState
+from shardq.runtime.reshard_state import ReshardState, read_state
 from shardq.runtime.tail import follow
 from shardq.runtime.tasks import task_group
 from shardq.runtime.traced import TracedProducer
@@ -215,22 +216,7 @@ class Queue:
     async def reshard(self) -> ReshardState | None:
         """What is left of changes of the number of shards: the one under way, what groups still have to do on old
         shards, why those are still there. None when there is nothing. Raises UnknownQueue, StoreError."""
-        stored = await self._stored()
-        table = RoutingTable.from_bytes(stored.table)
-        plan = Reshard.from_bytes(stored.reshard) if stored.reshard else None
-        found: dict[int, counters.ShardCounters] = {}
-
-        async def look(shard: ShardKeys, number: int) -> None:
-            try:
-                names = (await counters.inspect(self.client.pipes, shard, ())).registered
-                found[number] = await counters.inspect(self.client.pipes, shard, names)
-            except UnknownQueue:
-                return  # it is gone by now
-
-        async with task_group() as tasks:
-            for each in table.retired:
-                tasks.start_soon(look, self.keys.of(each.shard), each.shard.id)
-        return resharding.state_of(plan, dict(sorted(found.items())), committed=stored.committed)
+        return await read_state(self.client.pipes, self.keys, await self._stored())
 
     async def give_up_reshard(self) -> bool:
         """Gives up a change of shards that was begun and stopped before it sealed any; false when there is none.
@@ -359,8 +345,12 @@ class Queue:
         members, before anything was changed; `force` is for workers that were killed: one that runs opens its group
         again. If the call fails half way, repeat it.
         """
+        check_name("group", group)
         await self.refresh()
-        await self._groups.delete(check_name("group", group), force=force)
+        await self._groups.delete(group, force=force)
+        while await self.refresh():  # a reshard passed by
+            with contextlib.suppress(UnknownGroup):
+                await self._groups.delete(group, force=force)
 
     # -- history ---------------------------------------------------------------------------------------------
 

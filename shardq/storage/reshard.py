@@ -11,7 +11,7 @@ from shardq.core.reshard import Reshard
 from shardq.core.routing import RoutingTable
 from shardq.errors import UnknownQueue
 from shardq.storage.calls import missing_shard
-from shardq.storage.cluster import pack_command
+from shardq.storage.cluster import Confirm, confirm_replicas, pack_command
 from shardq.storage.keys import Keys, ShardKeys
 from shardq.storage.pipes import Pipes
 from shardq.storage.reply import shape, text, texts
@@ -21,9 +21,16 @@ MOVE_AT_ONCE = 500
 _LEAVING = b"leaving:"
 
 
+def _confirm(pipes: Pipes) -> Confirm | None:
+    """A replica has it too, where every master has one: a failover must not undo a step that others build on."""
+    return confirm_replicas(1) if pipes.cluster.least_replicas() >= 1 else None
+
+
 async def begin(pipes: Pipes, keys: Keys, plan: Reshard) -> tuple[str, bytes]:
     """Notes a plan: OK; BUSY and the plan that is under way; CHANGED when the table is another one; MISSING."""
-    reply = await pipes.call(keys.control_slot, "begin_reshard", [keys.routing], [plan.to_bytes(), plan.version])
+    reply = await pipes.call(
+        keys.control_slot, "begin_reshard", [keys.routing], [plan.to_bytes(), plan.version], confirm=_confirm(pipes)
+    )
     with shape("begin_reshard"):
         status = reply[0].decode()
         return status, text(reply[1]) if status == "BUSY" else b""
@@ -31,7 +38,7 @@ async def begin(pipes: Pipes, keys: Keys, plan: Reshard) -> tuple[str, bytes]:
 
 async def commit(pipes: Pipes, keys: Keys, plan: bytes) -> bool:
     """From here on the plan is carried out; false when it is not under way any more."""
-    reply = await pipes.call(keys.control_slot, "commit_reshard", [keys.routing], [plan])
+    reply = await pipes.call(keys.control_slot, "commit_reshard", [keys.routing], [plan], confirm=_confirm(pipes))
     with shape("commit_reshard"):
         return bool(reply[0] == b"OK")
 
@@ -50,7 +57,7 @@ async def end(
     it can't be given up because it is committed. `leaving` are shards that no table names, and whose keys are to go."""
     args: list[str | bytes | int] = [plan, int(given_up), table.version, table.to_bytes()]
     args += [" ".join(map(str, leaving)), *bells]
-    reply = await pipes.call(keys.control_slot, "end_reshard", [keys.routing], args)
+    reply = await pipes.call(keys.control_slot, "end_reshard", [keys.routing], args, confirm=_confirm(pipes))
     with shape("end_reshard"):
         return str(reply[0].decode())
 
@@ -67,7 +74,7 @@ async def open_child(
     args: list[str | bytes | int] = [" ".join(map(str, parents)), settings_version]
     for pair in settings.items():
         args += pair
-    reply = await pipes.call(shard.slot, "open_child", keys, args)
+    reply = await pipes.call(shard.slot, "open_child", keys, args, confirm=_confirm(pipes))
     with shape("open_child"):
         return bool(reply[0] == b"CREATED")
 
@@ -75,7 +82,7 @@ async def open_child(
 async def seal(pipes: Pipes, shard: ShardKeys, children: Sequence[ShardKeys]) -> None:
     """The shard takes no more messages. Raises UnknownQueue when its keys are gone."""
     keys = [shard.meta, *(child.meta for child in children)]
-    reply = await pipes.call(shard.slot, "seal", keys, [child.bell for child in children])
+    reply = await pipes.call(shard.slot, "seal", keys, [child.bell for child in children], confirm=_confirm(pipes))
     with shape("seal"):
         missing = reply[0] == b"MISSING"
     if missing:
@@ -119,7 +126,7 @@ async def move_delayed(
     args: list[str | bytes | int] = [" ".join(bells), *(child.bell for child in children)]
     for name, child_index in moves:
         args += [name, child_index + 1]
-    reply = await pipes.call(shard.slot, "move_delayed", keys, args)
+    reply = await pipes.call(shard.slot, "move_delayed", keys, args, confirm=_confirm(pipes))
     with shape("move_delayed"):
         missing = reply[0] == b"MISSING"
         if not missing:
@@ -146,7 +153,7 @@ async def retire(
     for group in groups:
         keys += [shard.group(group), shard.dead(group), shard.later(group)]
     keys += [each.meta for each in descendants]
-    reply = await pipes.call(shard.slot, "retire", keys, [shard_id, len(groups), *groups])
+    reply = await pipes.call(shard.slot, "retire", keys, [shard_id, len(groups), *groups], confirm=_confirm(pipes))
     with shape("retire"):
         status = reply[0].decode()
         if status != "BUSY":
@@ -158,7 +165,7 @@ async def retire(
 async def forget_shard(pipes: Pipes, keys: Keys, table: RoutingTable, after: RoutingTable, shard: int) -> bool:
     """Publishes the table without a retired shard; false when another table stands there, or a plan is under way."""
     args: list[str | bytes | int] = [table.version, after.version, after.to_bytes(), shard]
-    reply = await pipes.call(keys.control_slot, "forget_shard", [keys.routing], args)
+    reply = await pipes.call(keys.control_slot, "forget_shard", [keys.routing], args, confirm=_confirm(pipes))
     with shape("forget_shard"):
         return bool(reply[0] == b"OK")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, cast
 
 import anyio
@@ -32,6 +33,8 @@ PLAN = split(RoutingTable.equal(1), 0)
 
 class _Answer:
     """In the place of Pipes: answers everything with one reply."""
+
+    cluster = SimpleNamespace(least_replicas=lambda: 0)
 
     def __init__(self, reply: Any) -> None:
         self._reply = reply

@@ -18,6 +18,7 @@ from shardq.core.routing import RoutingTable
 from shardq.errors import JobTimeout, QueueMismatch, ReshardUnderWay, StoreUnavailable, UnknownQueue, UsageError
 from shardq.ops.local_cluster import LocalCluster
 from shardq.runtime import reshard as resharding
+from shardq.runtime.reshard_state import Unfinished
 from shardq.storage import calls, queues, schedules
 from shardq.storage.cluster import pack_command
 from shardq.storage.pipes import Pipes
@@ -99,6 +100,7 @@ class Cut:
 
     def __init__(self, pipes: Pipes, at: int, *, lost: bool) -> None:
         self._pipes, self._left, self._lost = pipes, at, lost
+        self.cluster = pipes.cluster
         self.cut = False
 
     async def call(self, *args: Any, **more: Any) -> Any:
@@ -345,7 +347,7 @@ async def test_what_is_left_to_do_is_told(client: shardq.Client, queue_name: str
     found = await queue.reshard()
     assert found is not None
     assert (found.phase, found.delayed) == ("draining", {})
-    assert found.unfinished == (resharding.Unfinished("g", 0, 20, 0),)
+    assert found.unfinished == (Unfinished("g", 0, 20, 0),)
     assert found.stay == {0: "messages that group g has not finished"}
     assert await finish(queue, 0) == 20
     found = await queue.reshard()
@@ -530,6 +532,15 @@ async def test_nothing_is_left_of_a_deleted_queue(
         await queue.refresh()
     with pytest.raises(UnknownQueue):
         await resharding.look_after(client.pipes, queue.keys)
+
+
+async def test_a_seal_that_a_failover_took_back_is_put_back(client: shardq.Client, queue_name: str) -> None:
+    queue = await filled(client, queue_name, 1)
+    await queue.split(0)
+    made = rig(queue, 0)
+    await made.command("HSET", made.shard.meta, "state", "open")
+    stay = await resharding.look_after(client.pipes, queue.keys)
+    assert (stay[0].why, await state(queue, 0)) == ("backlog", "sealed")
 
 
 async def test_a_damaged_plan_is_said_to_be_corrupt(client: shardq.Client, queue_name: str) -> None:
