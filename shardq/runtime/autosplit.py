@@ -15,7 +15,7 @@ from shardq.core.autosplit import AutoSplit, HotWatch, candidate, why_not
 from shardq.core.hot import SAMPLE, KeySample, hot_of
 from shardq.core.load import Load
 from shardq.core.records import Key
-from shardq.errors import ShardqError, UsageError
+from shardq.errors import ShardqError
 
 if TYPE_CHECKING:
     from shardq.runtime.queue import Queue
@@ -25,14 +25,6 @@ _log = logging.getLogger("shardq")
 Split = Callable[[int], Awaitable[Any]]
 KEYS_TIMEOUT_S = 10.0
 LOOK_AGAIN_S = 60.0
-
-
-def split_of(queue: Queue) -> Split:
-    """How a shard of the queue is split in two. Raises UsageError where it can't be."""
-    split: Split | None = getattr(queue, "split", None)
-    if split is None:
-        raise UsageError("this version of shardq can't split shards: leave out --autosplit")
-    return split
 
 
 class AutoSplitter:

@@ -9,7 +9,7 @@ import logging
 import anyio
 
 from shardq.core.autosplit import AutoSplit
-from shardq.runtime.autosplit import AutoSplitter, Split, newest_keys, split_of
+from shardq.runtime.autosplit import AutoSplitter, newest_keys
 from shardq.runtime.bells import Bells
 from shardq.runtime.client import Client
 from shardq.runtime.member import Member, made_up_name
@@ -38,9 +38,8 @@ async def coordinate(
     """
     check_name("group", group)
     joined = await client.queue(queue)
-    split = split_of(joined) if autosplit is not None else None
     with one_error():
-        await _coordinate(client, joined, group, settings, stop, autosplit, split)
+        await _coordinate(client, joined, group, settings, stop, autosplit)
 
 
 async def _coordinate(
@@ -50,7 +49,6 @@ async def _coordinate(
     settings: WorkerSettings,
     stop: anyio.Event,
     autosplit: AutoSplit | None,
-    split: Split | None,
 ) -> None:
     async with outliving_tasks() as plumbing:
         # Its pipes outlive the heartbeats: they carry the goodbye.
@@ -72,14 +70,14 @@ async def _coordinate(
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(bells.run, tasks)
                 tasks.start_soon(member.run)
-                if autosplit is not None and split is not None:
+                if autosplit is not None:
                     splitter = AutoSplitter(
                         autosplit,
                         joined.name,
                         loads=lambda: member.loads.details,
                         ranges=lambda: {shard.id: (shard.low, shard.high) for shard in joined.table.shards},
                         keys=lambda shard: newest_keys(joined, shard),
-                        split=split,
+                        split=joined.split,
                     )
                     tasks.start_soon(splitter.run, settings.load_sample_s)
                 _log.info("coordinator %s stands by for %s/%s", member.name, joined.name, group)

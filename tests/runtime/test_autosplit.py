@@ -14,9 +14,9 @@ import shardq
 from shardq.core.autosplit import AutoSplit
 from shardq.core.load import Load
 from shardq.core.records import Key
-from shardq.errors import StoreUnavailable, UsageError
+from shardq.errors import StoreUnavailable
 from shardq.ops.local_cluster import LocalCluster
-from shardq.runtime.autosplit import AutoSplitter, newest_keys, split_of
+from shardq.runtime.autosplit import AutoSplitter, newest_keys
 from shardq.runtime.settings import WorkerSettings
 from shardq.runtime.standalone import coordinate
 from tests.runtime.harness import GROUP, until
@@ -184,11 +184,6 @@ async def test_the_keys_of_the_newest_messages(cluster: LocalCluster, queue_name
         keys = await newest_keys(queue, 0)
         assert len(keys) == 500
         assert set(keys) == {"k0", "k1", "k2", None}
-
-
-def test_a_queue_that_cant_split_is_refused() -> None:
-    with pytest.raises(UsageError, match="leave out --autosplit"):
-        split_of(object())  # type: ignore[arg-type]  # a queue of a version without `split`
 
 
 @pytest.mark.server_kinds("valkey9")

@@ -29,7 +29,7 @@ class Sent:
     def __init__(self, shards: int, limits: Limits, table: RoutingTable | None = None) -> None:
         self.table = table or RoutingTable.equal(shards)
         owner = cast("Owner", self)
-        keys = ShardKeys("stream", "meta", "bell", 0, "base")
+        keys = ShardKeys("stream", "meta", "bell", 0, "base", "base")
         self.shards = [ShardBuffer(owner, index, shard.id, keys) for index, shard in enumerate(self.table.shards)]
         self.started: list[ShardBuffer] = []
         self.filler = Filler(self.shards, self.table, limits)
