@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from shardq.runtime.reshard_state import ReshardState
     from shardq.runtime.sync import SyncProducer
     from shardq.runtime.worker import Worker
+    from shardq.runtime.workers import Workers
 
 __version__ = "0.1.0"
 
@@ -111,6 +112,7 @@ __all__ = [
     "UsageError",
     "Worker",
     "WorkerNotFound",
+    "Workers",
     "__version__",
     "connect",
 ]
@@ -127,6 +129,7 @@ _LATER = {
     "ReshardState": "shardq.runtime.reshard_state",
     "SyncProducer": "shardq.runtime.sync",
     "Worker": "shardq.runtime.worker",
+    "Workers": "shardq.runtime.workers",
     "connect": "shardq.runtime.client",
 }
 

@@ -30,7 +30,8 @@ def work(
     url: str,
     log_level: str,
 ) -> None:
-    """Run the shardq.Worker called WORKER in MODULE.
+    """Run the shardq.Worker called WORKER in MODULE, or the shardq.Workers of that name: several queues in one process,
+    its handler slots shared by weight.
 
     The module is imported with the current directory first. SIGTERM or Ctrl-C finishes what is being handled, hands
     the shards over and ends with status 0; a second one cancels what is still being handled (status 130). With

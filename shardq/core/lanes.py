@@ -11,17 +11,27 @@ A str key and a bytes key with the same UTF-8 bytes are one key: they hash to on
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
+from typing import Protocol
 
 from shardq.core.message import Message
 from shardq.core.records import Key
 
 
+class Ready(Protocol):
+    """Where messages go whose turn it is: a deque, or what lets them pass into one (core/gate.py)."""
+
+    def append(self, message: Message, /) -> None: ...
+
+    def extend(self, messages: Iterable[Message], /) -> None: ...
+
+
 class Lanes:
-    """The lanes of one owned shard. `ready` is a deque that several Lanes share, oldest first."""
+    """The lanes of one owned shard. `ready` is what several Lanes may share, oldest first."""
 
     __slots__ = ("_waiting", "ready")
 
-    def __init__(self, ready: deque[Message]) -> None:
+    def __init__(self, ready: Ready) -> None:
         self.ready = ready
         # None: the key's only message is ready or being handled. A deque: more wait behind it.
         self._waiting: dict[str, deque[Message] | None] = {}
@@ -60,6 +70,10 @@ class Lanes:
     def busy(self, lane: str) -> bool:
         """Whether a message of the key is in here."""
         return lane in self._waiting
+
+    def behind(self, lane: str) -> int:
+        """How many messages of the key wait for the one that was taken last."""
+        return len(self._waiting.get(lane) or ())
 
     def empty(self, key: Key) -> list[Message]:
         """The message of this key that was taken last leaves, and so do those behind it, which are returned."""

@@ -133,7 +133,7 @@ class Later:
             item = parse_member(member, now_ms, now_s)
             if item is not None and item.id > self.known:
                 self.known = item.id
-                self._add(item)
+                self._add(item, now_s)
         self.next_item = next_item
         if len(members) < PAGE or self.known == known:  # a page of nothing but broken members would come for ever
             self.known = max(self.known, next_item - 1)
@@ -152,15 +152,17 @@ class Later:
     def _look(self) -> None:
         self.holding = bool(self._lines or self._coming)
 
-    def _add(self, item: Item) -> None:
+    def _add(self, item: Item, now_s: float) -> None:
         self.items[item.id] = item
-        if not self._by_key or item.lane is None:
-            self._wait(item, item.due_s)
-            return
-        line = self._lines.setdefault(item.lane, deque())
-        line.append(item.id)
-        self.holding = True
-        if len(line) == 1:
+        if self._by_key and item.lane is not None:
+            line = self._lines.setdefault(item.lane, deque())
+            line.append(item.id)
+            self.holding = True
+            if len(line) > 1:
+                return
+        if item.due_s > now_s:  # one that was postponed; nothing waits for a suspect whose time has not come
+            heapq.heappush(self._heap, (item.due_s, item.id))
+        else:
             self._wait(item, item.due_s)
 
     def _wait(self, item: Item, due_s: float) -> None:
@@ -241,6 +243,16 @@ class Later:
         item.due_s, item.gets = due_s, 0
         self._over(item_id)
         heapq.heappush(self._heap, (due_s, item_id))
+
+    def postpone(self, item_id: int, due_s: float) -> int:
+        """The item was fetched before it might be handled, and waits until then; returns its fetches without an
+        outcome, this one not counted."""
+        item = self.items[item_id]
+        item.due_s = due_s
+        item.gets -= 1
+        self._over(item_id)
+        heapq.heappush(self._heap, (due_s, item_id))
+        return item.gets
 
     def finish(self, item_id: int, now_s: float) -> None:
         """The item is done or dead: the next one of its key has its turn."""

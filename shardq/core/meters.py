@@ -56,6 +56,8 @@ class GroupMeters:
     in_flight      messages whose handler runs now
     fenced         steps that were refused because another worker had taken the lease
     shards         leases held now
+    limited_s      seconds in which messages could have been begun but for the group's limit
+    limited        tells the messages that wait for a rate limit now, by limit
     beaten_...     when Redis last answered a heartbeat, on the process's monotonic clock
     """
 
@@ -66,6 +68,8 @@ class GroupMeters:
     in_flight: int = 0
     fenced: int = 0
     shards: int = 0
+    limited_s: float = 0.0
+    limited: Callable[[], dict[str, int]] = dict
     beaten_monotonic_s: float = float("-inf")
 
 

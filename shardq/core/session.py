@@ -199,6 +199,16 @@ class Session:
         self.outstanding -= 1
         self._put(message, Put(0, 0, 0, key_tag(message.key), keep(message, message.value, message.attempt, "")))
 
+    def postpone(self, message: Message, wait_s: float, now_s: float) -> None:
+        """The message may not be handled before `wait_s` have passed: it is kept till then, its attempt not counted."""
+        self.outstanding -= 1
+        item, gets, record = message.batch.item, 0, message.batch.raw
+        if item:
+            gets = self.later.postpone(item, now_s + wait_s)
+        else:
+            record = keep(message, message.value, message.attempt, "")
+        self._put(message, Put(item, int(wait_s * 1000), gets, key_tag(message.key), record))
+
     def _put(self, message: Message, put: Put) -> None:
         move = Move(message, put)
         self._moves.append(move)

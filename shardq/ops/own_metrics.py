@@ -82,8 +82,21 @@ def _of_groups(groups: dict[tuple[str, str], GroupMeters]) -> Iterator[Metric]:
         "shardq_fenced_commits", "Times that another worker had taken a lease this one worked under.", labels=_GROUP
     )
     shards = GaugeMetricFamily("shardq_worker_shards", "Shards that this process consumes now.", labels=_GROUP)
+    limited = GaugeMetricFamily(
+        "shardq_limited_messages",
+        "Messages in this process that wait for a rate limit, by the worker's option that sets it.",
+        labels=[*_GROUP, "option"],
+    )
+    limited_s = CounterMetricFamily(
+        "shardq_limited_seconds",
+        "Seconds in which messages could have been begun here but for the group's rate limit.",
+        labels=_GROUP,
+    )
     for key, meters in groups.items():
         labels = list(key)
+        limited_s.add_metric(labels, meters.limited_s)
+        for option, count in meters.limited().items():
+            limited.add_metric([*labels, option], count)
         _add(handler, [*labels, "done"], meters.done)
         _add(handler, [*labels, "failed"], meters.failed)
         _add(end_to_end, labels, meters.end_to_end)
@@ -91,7 +104,7 @@ def _of_groups(groups: dict[tuple[str, str], GroupMeters]) -> Iterator[Metric]:
         in_flight.add_metric(labels, meters.in_flight)
         fenced.add_metric(labels, meters.fenced)
         shards.add_metric(labels, meters.shards)
-    yield from (handler, end_to_end, steps, in_flight, fenced, shards)
+    yield from (handler, end_to_end, steps, in_flight, fenced, shards, limited, limited_s)
 
 
 def _add(family: HistogramMetricFamily, labels: list[str], histogram: Histogram) -> None:

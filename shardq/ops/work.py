@@ -26,6 +26,7 @@ from shardq.ops.processes import STOP_SIGNALS, Listen, die_with_parent, until_st
 from shardq.runtime.client import Client, connect
 from shardq.runtime.outages import Outages
 from shardq.runtime.worker import Worker
+from shardq.runtime.workers import Workers
 from shardq.storage.keys import check_name
 
 WAITS = "waiting for Redis"
@@ -51,8 +52,8 @@ def log_to_stderr(level: str) -> None:
 # -- finding the worker -----------------------------------------------------------------------------------------------
 
 
-def load_worker(target: str) -> Worker:
-    """The worker that `MODULE:WORKER` names, looked for in the current directory first. Raises WorkerNotFound."""
+def load_worker(target: str) -> Worker | Workers:
+    """What `MODULE:WORKER` names, looked for in the current directory first. Raises WorkerNotFound."""
     module_name, colon, name = target.partition(":")
     if not colon or not name or not all(part.isidentifier() for part in module_name.split(".")):
         what = "is no MODULE:WORKER: name the module as in `import`, then a colon and the worker, as in billing:worker"
@@ -61,15 +62,18 @@ def load_worker(target: str) -> Worker:
         sys.path.insert(0, os.getcwd())
     module = _import(module_name)
     found = getattr(module, name, None)
-    if not isinstance(found, Worker):
-        there = sorted(other for other, value in vars(module).items() if isinstance(value, Worker))
+    if not isinstance(found, Worker | Workers):
+        there = sorted(other for other, value in vars(module).items() if isinstance(value, Worker | Workers))
         what = f"is {type(found).__name__}, not a shardq.Worker" if hasattr(module, name) else "does not exist"
         named = ", ".join(f"{module_name}:{other}" for other in there)
         instead = f"its workers are {named}" if there else "it has no worker, make one with shardq.Worker(...)"
         raise WorkerNotFound(f"{name!r} in module {module_name!r} {what}: {instead}")
     if not found.has_handler:
+        which = f"the worker {target}" if isinstance(found, Worker) else f"one of the workers {target}"
         how = f"decorate an async function with @{name}.handler or @{name}.batch_handler"
-        raise WorkerNotFound(f"the worker {target} has no handler: {how}")
+        if not isinstance(found, Worker):
+            how = "decorate an async function with the handler or batch_handler of each"
+        raise WorkerNotFound(f"{which} has no handler: {how}")
     return found
 
 
@@ -89,7 +93,7 @@ def _import(name: str) -> object:
 # -- one process ------------------------------------------------------------------------------------------------------
 
 
-async def run_worker(worker: Worker, url: str, name: str | None, listen: Listen | None = None) -> int:
+async def run_worker(worker: Worker | Workers, url: str, name: str | None, listen: Listen | None = None) -> int:
     """Runs the worker until SIGTERM or SIGINT, with its metrics at `listen`; returns the exit status."""
     if name is not None:
         worker.name = check_name("worker", name)

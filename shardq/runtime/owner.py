@@ -213,6 +213,7 @@ class ShardOwner:
                     by_key=self._settings.ordering == "key",
                 )
                 held.tidy_at_monotonic_s = sent + random.uniform(1, TIDY_EVERY_S)
+                self._runners.attach(held)
                 return held
             ours = False  # whatever else the answer is, it says that this worker does not hold it
             pause = self._settings.claim_poll_s

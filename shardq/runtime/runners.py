@@ -6,6 +6,8 @@ Invariants:
 - A message of a lost or draining shard is dropped unhandled: it is pending in Redis, its next owner handles it.
 - A handler's exception never ends a runner: the message is handled later, or it is a dead letter.
 - One suspect (core/later.py) runs at a time in the whole process.
+- With rate limits or shared slots a message is begun only with leave (runtime/limits.py) and a slot (runtime/slots.py),
+  looked for when a runner has it in hand; without them it goes back, and no runner waits with it.
 """
 
 from __future__ import annotations
@@ -28,8 +30,10 @@ from shardq.core.message import Message
 from shardq.core.retry import Reject, RetryLater
 from shardq.runtime.failures import asked_to_stop, dead_record, own_cancellation, text_of
 from shardq.runtime.handlers import give_type
+from shardq.runtime.limits import GroupLimiter, Limits
 from shardq.runtime.settings import WorkerSettings
 from shardq.runtime.shard import OwnedShard
+from shardq.runtime.slots import Share
 
 Handler = Callable[[Message], Awaitable[Any]]
 BatchHandler = Callable[[Sequence[Message]], Awaitable[Any]]
@@ -64,6 +68,9 @@ class Runners:
         self._runners = [_Runner() for _ in range(settings.concurrency)]
         self._idle: list[anyio.Event] = []
         self._alone: OwnedShard | None = None
+        self.limits: Limits | None = None
+        self.limiter: GroupLimiter | None = None
+        self.share: Share | None = None
 
     def start(self, tasks: TaskGroup) -> None:
         for runner in self._runners:
@@ -79,6 +86,58 @@ class Runners:
 
     async def _serve(self, runner: _Runner) -> None:
         raise NotImplementedError
+
+    @property
+    def waiting(self) -> int:
+        """How many messages could be begun now but for the group's limit and the slots; of lists, how many lists."""
+        raise NotImplementedError
+
+    def demand(self) -> int:
+        """How many messages would be begun at once if the group's limit allowed it."""
+        raise NotImplementedError
+
+    # -- limits and shares -----------------------------------------------------------------------------------
+
+    def restrict(self, limits: Limits | None, share: Share | None) -> None:
+        """Before `start`: what holds for the messages of these runners."""
+        self.limits, self.share = limits, share
+        self.limiter = limits.limiter if limits is not None else None
+        if share is not None:
+            share.open(self._startable, self.wake)
+
+    def attach(self, shard: OwnedShard) -> None:
+        """The shard's lease was taken: its messages will come here."""
+        if self.limits is not None:
+            self.limits.guard(shard)
+
+    def admit(self, message: Message) -> None:
+        """A message that waited for its key's limit may be begun."""
+        assert self.ready is not None
+        self.ready.append(message)
+        self.wake(1)
+
+    @property
+    def has_plenty(self) -> bool:
+        """Whether more messages are ready than these runners will begin soon."""
+        return self.waiting > 2 * self._settings.concurrency
+
+    def _startable(self) -> int:
+        if self.limiter is not None and not self.limiter.tokens.usable(monotonic()):
+            return 0
+        return self.waiting
+
+    def _has_leave(self, now_s: float) -> bool:
+        """Whether the group's limit and the slots let a message be begun now; then the slot is taken, leave is not."""
+        if self.limiter is not None and not self.limiter.tokens.usable(now_s):
+            self.limiter.want()
+            if self.share is not None:
+                self.share.decline()
+            return False
+        return self.share is None or self.share.enter()
+
+    def _nothing_to_begin(self) -> None:
+        if self.share is not None:
+            self.share.decline()
 
     def may_run_alone(self, shard: OwnedShard) -> bool:
         """Whether no suspect is being handled in this process; then `shard` may hand out one."""
@@ -173,12 +232,35 @@ class MessageRunners(Runners):
         self.ready.extend(messages)
         self.wake(len(messages))
 
+    @property
+    def waiting(self) -> int:
+        return len(self.ready)
+
+    def demand(self) -> int:
+        return min(len(self.ready), len(self._idle))
+
+    def _may_begin(self, message: Message, shard: OwnedShard, now_s: float) -> bool | None:
+        """Whether the message, which is in hand, may be begun; else it has gone back to where it waits. None: and no
+        other one may."""
+        if not self._has_leave(now_s):
+            self.ready.appendleft(message)
+            return None
+        if shard.gate is not None and not shard.gate.spend(message, now_s):
+            if self.share is not None:
+                self.share.give_back()
+            return False
+        if self.limiter is not None:
+            self.limiter.spend(now_s)
+        return True
+
     async def _serve(self, runner: _Runner) -> None:
         ready, handler = self.ready, self._handler
+        restricted, share = self.limits is not None or self.share is not None, self.share
         yielded_s = monotonic()
         following: Message | None = None  # the next of the key that was just handled
         while not runner.interrupted:  # a cancellation meant for the last message must not hit the next one
             if following is None and not ready:
+                self._nothing_to_begin()
                 await self.rest()
                 yielded_s = monotonic()
                 continue
@@ -203,6 +285,11 @@ class MessageRunners(Runners):
             if shard.marked and shard.is_deleted(message):
                 following = shard.finish(message)
                 continue
+            if restricted and not (begins := self._may_begin(message, shard, now_s)):
+                if begins is None:
+                    await self.rest()
+                    yielded_s = monotonic()
+                continue
             runner.shard = shard
             shard.running += 1
             try:
@@ -222,9 +309,14 @@ class MessageRunners(Runners):
                 if headers is not None:
                     shard.tell_job(message, jobs.DONE, result=result)
                 following = shard.finish(message)
+                if restricted and following is not None:  # it has to look for leave like any other
+                    shard.line_up(following)
+                    following = None
             finally:
                 runner.shard = None
                 shard.running -= 1
+                if share is not None:
+                    share.leave()
                 if shard.ending:
                     shard.stopped()
         if following is not None:
@@ -268,6 +360,32 @@ class BatchRunners(Runners):
         self._ready_shards.append(shard)
         self.wake(1)
 
+    @property
+    def waiting(self) -> int:
+        return len(self._ready_shards)
+
+    def demand(self) -> int:
+        if not self._idle:
+            return 0
+        lengths = (len(batch) for shard in self._ready_shards for batch in self._waiting[shard])
+        return min(sum(itertools.islice(lengths, BATCH_MESSAGES)), BATCH_MESSAGES)
+
+    def _within_limit(self, shard: OwnedShard, taken: list[list[Message]]) -> list[list[Message]]:
+        """As much of a list as the group's limit has leave for; the rest goes back to the front."""
+        if self.limiter is None:
+            return taken
+        left = self.limiter.spend(monotonic(), sum(map(len, taken)))
+        within: list[list[Message]] = []
+        beyond: list[list[Message]] = []
+        for batch in taken:
+            if left:
+                within.append(batch[:left])
+            if len(batch) > left:
+                beyond.append(batch[left:])
+            left = max(left - len(batch), 0)
+        self._waiting[shard].extendleft(reversed(beyond))
+        return within
+
     def _take(self, shard: OwnedShard) -> list[list[Message]]:
         """The next list, as the batches it is made of. Retries come in ever shorter lists, so that at last the one
         message that makes them fail is alone; new messages and retries are never in one list."""
@@ -309,6 +427,7 @@ class BatchRunners(Runners):
     async def _serve(self, runner: _Runner) -> None:
         while not runner.interrupted:
             if not self._ready_shards:
+                self._nothing_to_begin()
                 await self.rest()
                 continue
             await anyio.lowlevel.checkpoint()  # before the look at the lease, as above
@@ -318,15 +437,16 @@ class BatchRunners(Runners):
             if shard.lost or shard.draining:
                 self._waiting.pop(shard, None)
                 continue
-            taken = self._take(shard)
+            if not self._has_leave(monotonic()):
+                self._ready_shards.appendleft(shard)
+                await self.rest()
+                continue
+            taken = self._within_limit(shard, self._take(shard))
             if self._convert is not None:
                 taken = self._typed(shard, taken, self._convert)
             messages = list(itertools.chain.from_iterable(taken))
-            if not messages:
-                self._next(shard)
-                continue
-            if monotonic() >= shard.trusted_until_monotonic_s:
-                shard.suspended.extend(messages)
+            if not messages or monotonic() >= shard.trusted_until_monotonic_s:
+                self._not_begun(shard, messages)
                 continue
             runner.shard = shard
             shard.running += 1
@@ -353,8 +473,19 @@ class BatchRunners(Runners):
             finally:
                 runner.shard = None
                 shard.running -= 1
+                if self.share is not None:
+                    self.share.leave()
                 if shard.ending:
                     shard.stopped()
+
+    def _not_begun(self, shard: OwnedShard, messages: list[Message]) -> None:
+        """Nothing of the list is left to be handled, or its shard's lease is not trusted now: then it is suspended."""
+        if self.share is not None:
+            self.share.give_back()
+        if messages:
+            shard.suspended.extend(messages)
+        else:
+            self._next(shard)
 
     def _next(self, shard: OwnedShard) -> None:
         """The shard's list is through: the next one, if there is one."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shardq.core.balance import Pace
+from shardq.core.limits import Limit
 from shardq.core.retry import Retry
 from shardq.errors import UsageError
 
@@ -21,6 +22,8 @@ class WorkerSettings:
     buffer_messages  messages held of one shard at most, about
     drain_limit_s    how long a stopping worker waits for its running handlers before it cancels them
     retry            when a failing message is tried again, and when it becomes a dead letter
+    limit            how many messages the whole group begins in a time
+    key_limit        the same for each key
     ordering         "key": messages of a key wait for each other; "none": nothing waits for anything
     balance          what the leader of the group makes even: "count" of shards, or their measured "load"
     capacity         this worker's, beside that of the others: one of 2 gets twice the load (balance="load")
@@ -38,6 +41,8 @@ class WorkerSettings:
     balance: Literal["count", "load"] = "count"
     capacity: float = 1.0
     load_sample_s: float = 5.0
+    limit: Limit | None = None
+    key_limit: Limit | None = None
 
     def __post_init__(self) -> None:
         for name, least in (

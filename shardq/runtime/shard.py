@@ -5,12 +5,14 @@ messages and by the loop that commits them (runtime/owner.py). Does no I/O.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from time import monotonic, time_ns
 from typing import Any
 
 from shardq.core import jobs
+from shardq.core.gate import KeyGate
 from shardq.core.intake import restore_value
-from shardq.core.lanes import Lanes, lane_key
+from shardq.core.lanes import Lanes, Ready, lane_key
 from shardq.core.later import Later
 from shardq.core.lease import Trust
 from shardq.core.message import Message, Ownership
@@ -31,9 +33,11 @@ class OwnedShard(Ownership):
     """
 
     __slots__ = (
+        "_on_lost",
         "awake",
         "draining",
         "ending",
+        "gate",
         "keys",
         "lanes",
         "marked",
@@ -66,7 +70,9 @@ class OwnedShard(Ownership):
         self.keys = keys
         self.trust = trust
         self.trusted_until_monotonic_s = trust.until_monotonic_s
-        self.ready = ready
+        self.ready: Ready | None = ready
+        self.gate: KeyGate | None = None
+        self._on_lost: Callable[[], None] = self.wake
         self.lanes = Lanes(ready) if by_key and ready is not None else None
         busy = self.lanes.busy if self.lanes is not None else lambda _: False
         self.session = Session(self, step, Later(by_key=by_key, lane_busy=busy), self._fatal)
@@ -99,6 +105,23 @@ class OwnedShard(Ownership):
         for message in suspended:
             restore_value(message)
         return suspended
+
+    # -- the limit of its keys -------------------------------------------------------------------------------
+
+    def guard(self, gate: KeyGate, on_lost: Callable[[], None]) -> None:
+        """From now on messages pass through the gate before they are ready."""
+        self.gate, self.ready, self._on_lost = gate, gate, on_lost
+        if self.lanes is not None:
+            self.lanes.ready = gate
+
+    def line_up(self, message: Message) -> None:
+        """A message whose key is free waits with all others for a runner."""
+        assert self.ready is not None
+        self.ready.append(message)
+
+    def behind(self, lane: str) -> int:
+        """How many messages of a key wait for the one that was taken last."""
+        return self.lanes.behind(lane) if self.lanes is not None else 0
 
     # -- what is due -----------------------------------------------------------------------------------------
 
@@ -193,6 +216,20 @@ class OwnedShard(Ownership):
         self._through()
         self.wake()
 
+    def postpone(self, messages: list[Message], wait_s: float) -> None:
+        """Messages of one key that may not be handled yet go back into the store, with those behind them in their
+        lane, to come again after `wait_s`."""
+        if self.lost:
+            return
+        for message in messages:
+            behind = self.lanes.empty(message.key) if self.lanes is not None and not message.batch.item else []
+            self.session.postpone(message, wait_s, monotonic())
+            for other in behind:
+                self.session.park(other)
+            if not message.batch.item:
+                self._lane_left(message)
+        self.wake()
+
     def _fatal(self, message: Message, error: str) -> bytes:
         """The dead letter of a message that is given up unhandled; its job is over too."""
         self.tell_job(message, jobs.DEAD, error=error)
@@ -243,4 +280,5 @@ class OwnedShard(Ownership):
         if self.lanes is not None:
             self.lanes.clear()
         self.suspended = []
+        self._on_lost()
         self.wake()

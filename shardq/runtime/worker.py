@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from time import monotonic
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import anyio
@@ -14,6 +15,7 @@ import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from shardq.core.compression import check_available
+from shardq.core.limits import parse_limit
 from shardq.core.meters import GroupMeters, Meters
 from shardq.core.records import Headers, Key
 from shardq.core.retry import Retry
@@ -33,6 +35,7 @@ from shardq.runtime.handlers import (
     with_timeout,
     with_type,
 )
+from shardq.runtime.limits import Limits
 from shardq.runtime.member import Member, made_up_name
 from shardq.runtime.outages import Outages
 from shardq.runtime.owner import ShardOwner
@@ -40,6 +43,7 @@ from shardq.runtime.queue import Queue
 from shardq.runtime.runners import BatchRunners, MessageRunners, Runners
 from shardq.runtime.schedules import make_schedule
 from shardq.runtime.settings import DEFAULT_RETRY, WorkerSettings
+from shardq.runtime.slots import Share
 from shardq.runtime.tasks import one_error, outliving_tasks
 from shardq.runtime.tracing import Tracer
 from shardq.storage.keys import check_name
@@ -76,6 +80,10 @@ class Worker:
     balance        what is made even among the group's workers: the "count" of their shards, or the measured "load".
                    It is the group's: give it to every worker (and `shardq coordinator`), the leader's own counts
     capacity       what this worker can do beside the others, with balance="load": one of 2 gets twice the load
+    limit          messages that the whole group begins to handle in a time, over all its workers: "100/s", "90/m",
+                   "1000/h", with a burst if you like ("100/s burst 50"); retries count. Of workers that state different
+                   ones the strictest holds for all of them
+    key_limit      the same for each key; for messages without a key, and for a batch_handler, there is none
     """
 
     def __init__(
@@ -96,6 +104,8 @@ class Worker:
         drain_limit: float = 25.0,
         balance: Literal["count", "load"] = "count",
         capacity: float = 1.0,
+        limit: str | None = None,
+        key_limit: str | None = None,
     ) -> None:
         self.queue = check_name("queue", queue)
         self.group = check_name("group", group)
@@ -116,6 +126,8 @@ class Worker:
             ordering=ordering,
             balance=balance,
             capacity=capacity,
+            limit=parse_limit("limit", limit) if limit is not None else None,
+            key_limit=parse_limit("key_limit", key_limit) if key_limit is not None else None,
         )
         self._function: Callable[..., Any] | None = None
         self._takes_lists = False
@@ -181,6 +193,9 @@ class Worker:
             msg = f"this worker has a handler already; make another shardq.Worker for {function!r}"
             raise UsageError(msg)
         check_function(function, "a handler", 1)
+        if lists and self.settings.key_limit is not None:
+            msg = "key_limit is for @worker.handler: a list holds messages of many keys; use limit, or one at a time"
+            raise UsageError(msg)
         self._function, self._takes_lists = function, lists
         return function
 
@@ -188,8 +203,10 @@ class Worker:
     def has_handler(self) -> bool:
         return self._function is not None
 
-    def _runners(self, queue: Queue, meters: Meters | None, tracing: Tracer | None) -> Runners:
-        function, concurrency = self._function, self.settings.concurrency
+    def _runners(
+        self, queue: Queue, meters: Meters | None, tracing: Tracer | None, settings: WorkerSettings
+    ) -> Runners:
+        function, concurrency = self._function, settings.concurrency
         assert function is not None
         handler = function if is_async(function) else in_threads(function, concurrency)
         if self._middleware:
@@ -204,8 +221,8 @@ class Worker:
         if tracing is not None:
             handler = tracing.wrap(handler, self.queue, self.group, self.settings.retry.attempts)
         if self._takes_lists:
-            return BatchRunners(self.settings, handler, convert)
-        return MessageRunners(self.settings, handler)
+            return BatchRunners(settings, handler, convert)
+        return MessageRunners(settings, handler)
 
     @staticmethod
     async def _call_hooks(hooks: list[Callable[[Client], Any]], client: Client) -> None:
@@ -232,6 +249,10 @@ class Worker:
         any outage by itself. It ends `drain_limit` + `lease` + 3 s after `stop()` at the latest, and 3 s after a
         cancellation, if its handlers end when they are cancelled.
         """
+        await self._run(client, None)
+
+    async def _run(self, client: Client, share: Share | None) -> None:
+        """With a share the handler slots are those that it has a part in, and `concurrency` is their number."""
         if self._stop is not None:
             msg = "this worker runs already: make another shardq.Worker to run two in one process"
             raise ClosedError(msg)
@@ -249,24 +270,34 @@ class Worker:
             await self._call_hooks(self._on_start, client)
             try:
                 # After the hooks, one of which may have instrumented the client.
-                runners = self._runners(queue, client.meters, client.tracing)
+                settings = replace(self.settings, concurrency=share.slots.count) if share else self.settings
+                runners = self._runners(queue, client.meters, client.tracing, settings)
                 with one_error():
-                    await _Running(self, client, queue, name, runners, self._stop).run()
+                    await _Running(self, client, queue, name, runners, self._stop, share).run()
             finally:
                 with anyio.CancelScope(shield=True):
                     await self._call_hooks(self._on_stop, client)
         finally:
             self._stop = None
+            if share is not None:
+                share.close()
 
 
 class _Running:
     """One run of a worker."""
 
     def __init__(
-        self, worker: Worker, client: Client, queue: Queue, name: str, runners: Runners, stop: anyio.Event
+        self,
+        worker: Worker,
+        client: Client,
+        queue: Queue,
+        name: str,
+        runners: Runners,
+        stop: anyio.Event,
+        share: Share | None,
     ) -> None:
         self.worker, self.client, self.queue, self.name = worker, client, queue, name
-        self.settings, self.runners, self.stop = worker.settings, runners, stop
+        self.settings, self.runners, self.stop, self.share = worker.settings, runners, stop, share
         self.meters = client.meters.group(queue.name, worker.group) if client.meters is not None else GroupMeters()
         self.bells = Bells(client.cluster)
         self.outages = Outages()
@@ -296,6 +327,7 @@ class _Running:
             try:
                 async with anyio.create_task_group() as tasks:
                     self.tasks: TaskGroup = tasks
+                    self.runners.restrict(self._start_limits(tasks), self.share)
                     self.runners.start(tasks)
                     tasks.start_soon(self.bells.run, tasks)
                     tasks.start_soon(self._guard_trust)
@@ -308,6 +340,22 @@ class _Running:
                 with anyio.move_on_after(self.settings.leader_lease_s, shield=True):
                     await self._release_rest()
                     await member.say_goodbye()
+
+    def _start_limits(self, tasks: TaskGroup) -> Limits | None:
+        if self.settings.limit is None and self.settings.key_limit is None:
+            return None
+        limits = Limits(
+            pipes=self.pipes,
+            keys=self.queue.keys,
+            group=self.worker.group,
+            settings=self.settings,
+            runners=self.runners,
+            confirm=lambda: self.client.confirm(None),
+            outages=self.outages,
+            meters=self.meters,
+        )
+        limits.start(tasks)
+        return limits
 
     @property
     def resting(self) -> bool:

@@ -59,6 +59,8 @@ COMMANDS: dict[str, str] = {
     "plan": "hdel hget hmget hset spublish time",
     "leave": "hdel hget spublish",
     "pause": "hdel hset spublish",
+    "take": "hmget hset time type",
+    "take_keys": "pexpire time type zadd zrange zremrangebyscore zscore",
     "swap_schedule": "hdel hget hset time",
     "close_ticks": "hget hset time",
     "open_ticks": "hget hset",
@@ -110,7 +112,8 @@ RESHARDING = Access(
 ACCESS: dict[Role, Access] = {
     "producer": Access("append append_each", "hmget hget"),
     "worker": Access(
-        f"{_MEMBER} open_group acquire release ready transfer step promote tidy redact", "hmget hget hgetall xrange"
+        f"{_MEMBER} open_group acquire release ready transfer step promote tidy redact take take_keys",
+        "hmget hget hgetall xrange",
     ),
     "coordinator": Access(_MEMBER, "hmget hget hgetall"),
     "exporter": Access("inspect build", "hmget hgetall smembers"),
@@ -226,7 +229,8 @@ def _of_queue(wanted: Wanted, keys: Keys) -> tuple[list[Key], list[str]]:
         channels += [keys.control_bell(group)]
         of_shard += [f"group:{group}"]
     if wanted.role == "worker":
-        of_shard += ["delayed", "expiring", "timed", "scratch", f"dead:{group}", f"later:{group}", f"kept:{group}"]
+        of_shard += ["delayed", "expiring", "timed", "scratch"]
+        of_shard += [f"{name}:{group}" for name in ("dead", "later", "kept", "limits")]
     return of_queue + [Key(keys.of_every_shard(name)) for name in of_shard], channels
 
 

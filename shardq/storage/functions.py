@@ -31,6 +31,7 @@ _PARTS = (
     "reshard",
     "lease",
     "control",
+    "limit",
     "inspect",
 )
 

@@ -86,6 +86,10 @@ class ShardKeys:
     def kept(self, group: str) -> str:
         return f"{self._base}:kept:{group}"
 
+    def limits(self, group: str) -> str:
+        """How much each key may be handled; there only while some key has used its limit."""
+        return f"{self._base}:limits:{group}"
+
     def of_group(self, group: str) -> list[str]:
         """All keys of one group on this shard."""
         return [self.group(group), self.dead(group), self.later(group), self.kept(group)]

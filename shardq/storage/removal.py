@@ -30,7 +30,11 @@ async def remove_shard(pipes: Pipes, shard: ShardKeys, groups: Sequence[str], *,
         keys += shard.of_group(group)
     reply = await pipes.call(shard.slot, "remove_shard", keys, [int(force), shard.bell, *groups])
     with shape("remove_shard"):
-        return Removed(*(part.decode() for part in reply))
+        removed = Removed(*(part.decode() for part in reply))
+    if removed.status == "OK":  # they would go by themselves
+        for group in groups:
+            await pipes.command(shard.slot, pack_command("DEL", shard.limits(group)))
+    return removed
 
 
 async def marked_groups(pipes: Pipes, keys: Keys) -> set[str] | None:
