@@ -6,7 +6,7 @@ next. Reckoned in whole numbers, so that no rounding ever adds up.
 Invariants (tests/core/test_fair_share.py):
 - Of shares that want slots all the time, none is ever more than one of its own turns from its part: for any two of them
   |given_a / weight_a - given_b / weight_b| <= max(1 / weight_a, 1 / weight_b), counted from when they began to want.
-- A share that wanted nothing for a while comes back level with the others: it gains no credit. Nor does it lose its debt.
+- A share that wanted nothing for a while comes back level with the others: it gains no credit, and keeps its debt.
 - None starves: a weight of 1 against 1000 is given one slot in 1001.
 """
 

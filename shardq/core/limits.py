@@ -6,11 +6,11 @@ store, an idle one need not be stored at all, and leave can be given for a momen
 has to ask again and again until a token is there.
 
 Invariants (tests/core/test_limits.py):
-- In any t seconds at most count / period * t + burst messages are begun, over all workers. A quarter of the burst is the
-  bucket; the rest pays for the time between leave and use: what is not used `hold` after its moment lapses. So what a
-  worker took and did not use, because it was slow, stopped or dead, never comes on top.
-- The moment leave begins is reckoned from the answer's arrival and its end from the question's sending: however long the
-  call was under way, it is not used early and not late.
+- In any t seconds at most count / period * t + burst messages are begun, over all workers. A quarter of the burst is
+  the bucket; the rest pays for the time between leave and use: what is not used `hold` after its moment lapses. So what
+  a worker took and did not use, because it was slow, stopped or dead, never comes on top.
+- The moment leave begins is reckoned from the answer's arrival and its end from the question's sending: however long
+  the call was under way, it is not used early and not late.
 """
 
 from __future__ import annotations

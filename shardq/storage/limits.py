@@ -30,7 +30,7 @@ async def take(
     )
     with shape("take"):
         status, *numbers = reply
-        given, first_us, count, period_us, hold_us, again_us = map(int, numbers)
+        given, first_us, count, period_us, hold_us, again_us = map(_number, numbers)
         if status != b"OK" or not 0 <= given <= wanted or count < 1:
             raise ValueError
         return Grant(given, first_us, period_us / count, hold_us, again_us)
@@ -53,7 +53,7 @@ async def take_keys(
     reply = await pipes.call(shard.slot, "take_keys", [shard.limits(group)], args, timeout_s=timeout_s, confirm=confirm)
     with shape("take_keys"):
         status, *numbers = reply
-        found = list(map(int, numbers))
+        found = list(map(_number, numbers))
         if status != b"OK" or len(found) != 3 * len(wanted):
             raise ValueError
         grants = []
@@ -63,3 +63,10 @@ async def take_keys(
                 raise ValueError
             grants.append(Grant(given, first_us, limit.period_us / limit.count, limit.hold_us, again_us))
         return grants
+
+
+def _number(digits: bytes) -> int:
+    number = int(digits)
+    if abs(number) >= 1 << 53:
+        raise ValueError
+    return number

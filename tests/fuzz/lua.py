@@ -24,7 +24,7 @@ OLD_GROUP = ("old_group", "old_dead", "old_later", "old_kept")
 BELL = f"bell:{{{tag_for_slot(0)}}}"  # never broken: the client makes it, and a channel of another slot can't be rung
 TYPES = {
     **dict.fromkeys(("stream", "dead", "other_stream", "old_stream", "old_dead"), "stream"),
-    **dict.fromkeys(("delayed", "expiring", "later", "old_delayed", "old_later", "new_delayed"), "zset"),
+    **dict.fromkeys(("delayed", "expiring", "later", "limits", "old_delayed", "old_later", "new_delayed"), "zset"),
     **dict.fromkeys(("meta", "timed", "group", "kept", "other_meta", "routing", "control", "schedules"), "hash"),
     **dict.fromkeys(("old_meta", "old_group", "old_kept", "new_meta"), "hash"),
     **dict.fromkeys(("new_stream", "fresh_stream"), "stream"),
@@ -122,6 +122,8 @@ class Bench:
         self.run("declare", ["routing"], "1", b"\x01", b"\x01")
         self.run("beat", ["control"], "w", "n", "1", "active", "0", "0", "*")
         self.run("lead", ["control"], "w", "n", "0", "0")
+        self.run("take", ["control"], "50", "1000000", "5", "150000", "4", "250000")
+        self.run("take_keys", ["limits"], "5", "1000000", "1", "1000000", "kx", "2")
         self.run("swap_schedule", ["schedules"], "nightly", "", b"\x80")
         self.run("open_ticks", ["meta"], "cron/nightly", "60")
         self._split()
@@ -210,6 +212,9 @@ def _calls(token: str, entries: Sequence[str]) -> list[FunctionCall]:
         FunctionCall("leave", ["control"], ["w", "n", BELL]),
         FunctionCall("pause", ["control"], ["1", BELL]),
         FunctionCall("pause", ["control"], ["", BELL]),
+        FunctionCall("take", ["control"], ["100", "1000000", "5", "150000", "10", "250000"]),
+        FunctionCall("take", ["control"], ["9", "60000000", "1", "150000", "10", "250000"]),
+        FunctionCall("take_keys", ["limits"], ["5", "1000000", "1", "1000000", "kx", "3", "ky", "1"]),
         FunctionCall("swap_schedule", ["schedules"], ["nightly", b"\x80", b"\x81"]),
         FunctionCall("close_ticks", ["meta"], ["cron/nightly", "120"]),
         FunctionCall("open_ticks", ["meta"], ["cron/nightly", "120"]),

@@ -10,6 +10,7 @@ from typing import Any, cast
 import anyio
 
 from shardq.core.later import Later
+from shardq.core.limits import parse_limit
 from shardq.core.message import Ownership
 from shardq.core.reshard import split
 from shardq.core.routing import RoutingTable
@@ -20,7 +21,7 @@ from shardq.errors import CorruptData, LeaseLost, ShardqError, UnknownGroup, Unk
 from shardq.runtime import delete
 from shardq.runtime.dead import DeadLetters
 from shardq.runtime.history import Pager
-from shardq.storage import calls, control, counters, dead, groups, queues, removal, reshard, schedules
+from shardq.storage import calls, control, counters, dead, groups, limits, queues, removal, reshard, schedules
 from shardq.storage.bells import _told
 from shardq.storage.keys import Keys
 from shardq.storage.pipes import Pipes
@@ -239,6 +240,14 @@ REPLIES: dict[str, Reply] = {
     "control state": Reply(
         lambda pipes: control.control_state(pipes, KEYS, "g"),
         [[b"m:w", b"n:5:leaving", b"term", b"5", b"leader", b"w"]],
+    ),
+    "take": Reply(
+        lambda pipes: limits.take(pipes, KEYS, "g", LIMIT, 5, timeout_s=1.0, confirm=None),
+        [[b"OK", b"3", b"-5", b"100", b"1000000", b"150000", b"0"], [b"OK", b"0", b"5", b"1", b"1", b"0", b"7"]],
+    ),
+    "take_keys": Reply(
+        lambda pipes: limits.take_keys(pipes, SHARD, "g", LIMIT, [(b"ka", 2), (b"kb", 1)], timeout_s=1.0, confirm=None),
+        [[b"OK", b"2", b"-5", b"0", b"0", b"5", b"7"]],
     ),
     "dead letters": Reply(lambda pipes: dead.read_dead(pipes, SHARD, "g", "-", 10), [[[b"1-1", [b"count", b"1"]]]]),
     "dead letter": Reply(_dead_letter, [[[b"1-1", [b"count", b"1", b"record", b"\x80"]]], []]),

@@ -1,7 +1,8 @@
 """The worker that the runtime tests start as processes of their own: writes down every start and end of a handler.
 
-Settings come by environment: QUEUE, JOURNAL (folder), LEASE, HANDLER_S, CONCURRENCY. One line a fact, written with one
-os.write so that a SIGKILL leaves whole lines: kind, message id, key, value, CLOCK_MONOTONIC in ns, fence.
+Settings come by environment: QUEUE, JOURNAL (folder), LEASE, HANDLER_S, CONCURRENCY, LIMIT, KEY_LIMIT. One line a fact,
+written with one os.write so that a SIGKILL leaves whole lines: kind, message id, key, value, CLOCK_MONOTONIC in ns,
+fence.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ worker = shardq.Worker(
     name=f"w{os.getpid()}",
     lease=float(os.environ.get("LEASE", "3")),
     concurrency=int(os.environ.get("CONCURRENCY", "32")),
+    limit=os.environ.get("LIMIT"),
+    key_limit=os.environ.get("KEY_LIMIT"),
 )
 
 
@@ -41,3 +44,12 @@ async def handle(message: shardq.Message) -> None:
     if _pause_s:
         await anyio.sleep(_pause_s)
     _write("end", message)
+
+
+def _one_of_two(name: str) -> shardq.Worker:
+    made = shardq.Worker(f"{os.environ.get('QUEUE', 'unset')}-{name}", group="g")
+    made.handler(handle)
+    return made
+
+
+workers = shardq.Workers({_one_of_two("a"): 3, _one_of_two("b"): 1})
