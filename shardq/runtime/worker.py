@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from time import monotonic
 from dataclasses import replace
+from time import monotonic
 from typing import Any, Literal, TypeVar
 
 import anyio

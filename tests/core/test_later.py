@@ -29,6 +29,7 @@ class Kept:
     gets: int
     lane: str | None
     state: str = "waiting"
+    early: bool = False  # it was known before its time came: nothing waits for it, suspect or not
 
 
 def member(item: int, kept: Kept, now_s: float) -> bytes:
@@ -94,6 +95,9 @@ class LaterMachine(RuleBasedStateMachine):
             broken = broken[: self.page - len(members)]
         self.later.learn([*broken, *members], self.next_item, NOW_MS, self.now_s)
         self.known |= set(page)
+        for item in page:
+            kept = self.stored[item]
+            kept.early = round((kept.due_s - self.now_s) * 1000) > 0 and self.is_next(item)
         if len(members) == len(above) and not self.later.behind:
             del self.coming[: self.applied]
             self.applied = 0
@@ -127,13 +131,16 @@ class LaterMachine(RuleBasedStateMachine):
     def line(self, lane: str | None) -> list[int]:
         return [item for item in sorted(self.known) if self.stored[item].lane == lane]
 
+    def is_next(self, item: int) -> bool:
+        """Of its key, if keys matter."""
+        lane = self.stored[item].lane
+        return not self.by_key or lane is None or self.line(lane)[0] == item
+
     def may_come(self, item: int) -> bool:
         kept = self.stored[item]
         if kept.state != "waiting" or item not in self.known:
             return False
-        if not self.by_key or kept.lane is None:
-            return True
-        return self.line(kept.lane)[0] == item and kept.lane not in self.busy
+        return self.is_next(item) and not (self.by_key and kept.lane in self.busy)
 
     def out(self, least: int, most: int) -> list[int]:
         """Items in hand that were fetched so often before."""
@@ -148,7 +155,7 @@ class LaterMachine(RuleBasedStateMachine):
             kept = self.stored[item]
             assert self.may_come(item), "handed out before its turn, or twice"
             assert kept.due_s <= self.now_s + 0.002, "handed out before it was due"
-            kept.state = "asked"
+            kept.state, kept.early = "asked", False
             kept.gets += 1
             if kept.gets - 1 >= ALONE_GETS:
                 assert not self.others_alone
@@ -192,6 +199,14 @@ class LaterMachine(RuleBasedStateMachine):
             self.stored[item].state, self.stored[item].gets = "waiting", 0
             self.stored[item].due_s = self.now_s + wait_s
 
+    @precondition(lambda self: self.in_state("out"))
+    @rule(data=st.data(), wait_s=st.sampled_from([0.5, 10.0]))
+    def its_time_has_not_come(self, data: st.DataObject, wait_s: float) -> None:
+        item = data.draw(st.sampled_from(self.in_state("out")))
+        kept = self.stored[item]
+        kept.state, kept.early, kept.gets, kept.due_s = "waiting", True, kept.gets - 1, self.now_s + wait_s
+        assert self.later.postpone(item, kept.due_s) == kept.gets, "nobody died of it, but of earlier fetches"
+
     def finish(self, item: int) -> None:
         self.later.finish(item, self.now_s)
         del self.stored[item]
@@ -218,14 +233,10 @@ class LaterMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_new_is_fetched_while_suspects_wait(self) -> None:
-        """Suspects that wait for nothing but time, a lane or their wave."""
-        turn = (
-            item
-            for item in self.known
-            if self.stored[item].state == "waiting"
-            and (not self.by_key or self.stored[item].lane is None or self.line(self.stored[item].lane)[0] == item)
-        )
-        assert self.later.suspects_wait == any(self.stored[item].gets >= SUSPECT_GETS for item in turn)
+        """Suspects that wait for nothing but a lane or their wave."""
+        turn = (item for item in self.known if self.stored[item].state == "waiting" and self.is_next(item))
+        wanted = any(self.stored[item].gets >= SUSPECT_GETS and not self.stored[item].early for item in turn)
+        assert self.later.suspects_wait == wanted
 
     def teardown(self) -> None:
         try:

@@ -225,6 +225,28 @@ def test_a_kept_message_comes_back() -> None:
     assert (step.acked, step.drops, step.finished, step.full) == (1, [1], [], True)
 
 
+def test_a_message_whose_time_has_not_come_is_kept_with_its_attempt() -> None:
+    session = new_session()
+    (messages,) = receive(session, [(b"5-1", ours(batch_bytes(1)))])
+    before = messages[0].attempt
+    session.postpone(messages[0], 1.5, 0.0)
+    step = session.next_step(0)
+    (put,) = step.puts
+    assert (put.item, put.wait_ms, put.gets) == (0, 1500, 0)
+    assert (step.retried, session.outstanding) == (0, 0)
+    ((kept,),) = fetched_item(session, put.record)
+    assert (kept.value, kept.attempt, kept.key) == (messages[0].value, before, messages[0].key)
+
+
+def test_one_that_was_kept_before_is_kept_as_it_was_with_what_is_known_against_it() -> None:
+    session = new_session()
+    raw = keep(message_of("k", "value"), "value", 4, "it failed")
+    ((message,),) = fetched_item(session, raw, gets=2)
+    session.postpone(message, 2.0, 0.0)
+    (put,) = session.next_step(0).puts
+    assert (put.item, put.wait_ms, put.gets, put.record) == (message.batch.item, 2000, 2, raw)
+
+
 def test_a_broken_record_is_a_dead_letter() -> None:
     session = new_session()
     assert fetched_item(session, b"\xc1") == []

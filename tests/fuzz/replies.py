@@ -29,6 +29,7 @@ from shardq.storage.safety import check_info
 
 KEYS = Keys("shardq", "orders")
 SHARD = KEYS.shard(3, tag_for_slot(0))
+LIMIT = parse_limit("limit", "100/s")
 PLAN = split(RoutingTable.equal(1), 0)
 
 
