@@ -41,6 +41,7 @@ class KeyGate:
         self._tokens: dict[str, Tokens] = {}
         self._asks: dict[str, None] = {}
         self._due: list[tuple[float, str]] = []
+        self._looked_for_s = float("-inf")
         self.waiting = 0
 
     # -- in and out ------------------------------------------------------------------------------------------
@@ -77,7 +78,8 @@ class KeyGate:
         while self._due and self._due[0][0] <= now_s:
             _, lane = heapq.heappop(self._due)
             self._let_through(lane, now_s)
-        return self._due[0][0] - now_s if self._due else float("inf")
+        self._looked_for_s = self._due[0][0] if self._due else float("inf")
+        return self._looked_for_s - now_s
 
     def _let_through(self, lane: str, now_s: float) -> None:
         line, tokens = self._lines.get(lane), self._tokens.get(lane)
@@ -107,9 +109,13 @@ class KeyGate:
         next_s = tokens.next_s(now_s) if tokens is not None else float("inf")
         if next_s < float("inf"):
             heapq.heappush(self._due, (max(next_s, now_s), lane))
+            if next_s < self._looked_for_s:
+                self._looked_for_s = next_s
+                self._on_change()
         else:
             self._asks[lane] = None
-        self._on_change()
+            if len(self._asks) == 1:
+                self._on_change()
 
     # -- asking ----------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from shardq.errors import UsageError
 
 AHEAD_S = 0.25  # leave of a group is given for so long in advance
-KEY_AHEAD_S = 1.0  # of a key: all of its messages are with one worker
+KEY_AHEAD_S = 0.5  # of a key: all of its messages are with one worker
 MAX_COUNT = 1_000_000
 _PERIODS_US = {"s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000}
 _FORM = re.compile(r"([1-9][0-9]{0,6})/([smh])(?: burst ([1-9][0-9]{0,6}))?")

@@ -40,8 +40,10 @@ if TYPE_CHECKING:
 ASK_AGAIN_S = 5.0
 PAUSE_AFTER_ERROR_S = 0.5
 SHORTEST_PAUSE_S = 0.002
-PUT_BACK_AFTER_S = 1.0
+PUT_BACK_AFTER_S = 3.0
 FULL_PART = 4  # a shard's buffer counts as full of waiting messages from this part of it on
+PACE_OVER_S = 0.1
+PLENTY_PAUSE_S = 0.01
 
 CANT_TAKE = "can't ask what the rate limit allows"
 
@@ -49,15 +51,17 @@ _log = logging.getLogger("shardq")
 
 
 class GroupLimiter:
-    """The group's limit in one worker. `demand()` is how many messages could be begun now but for the limit."""
+    """The group's limit in one worker. `demand()` tells how many messages would be begun at once but for the limit, and
+    how many wait in all."""
 
-    def __init__(self, limits: Limits, limit: Limit, demand: Callable[[], int], wake: Callable[[int], None]) -> None:
+    def __init__(
+        self, limits: Limits, limit: Limit, demand: Callable[[], tuple[int, int]], wake: Callable[[int], None]
+    ) -> None:
         self.tokens = Tokens()
         self._limits, self._limit, self._demand, self._wake = limits, limit, demand, wake
         self._wanted = anyio.Event()
         self._again_s = 0.0
-        self._spent = 0
-        self._asked_s = monotonic()
+        self._pace = Pace()
         self._short_since_s: float | None = None
 
     def want(self) -> None:
@@ -66,51 +70,66 @@ class GroupLimiter:
 
     def spend(self, now_s: float, most: int = 1) -> int:
         spent = self.tokens.spend(now_s, most)
-        self._spent += spent
+        self._pace.spent += spent
+        if len(self.tokens) < self._pace.ask_below:
+            self.want()
         return spent
 
     async def run(self) -> None:
         while True:
             self._wanted = anyio.Event()
             now = monotonic()
-            demand, usable = self._demand(), self.tokens.count_usable(now)
-            self._count_shortage(now, short=bool(demand) and not usable)
-            if demand and usable:
-                self._wake(min(demand, usable))
-            if self._should_ask(now, demand):
-                await self._ask(demand)
+            (at_once, waiting), usable = self._demand(), self.tokens.count_usable(now)
+            self._count_shortage(now, short=bool(waiting) and not usable)
+            if at_once and usable:
+                self._wake(min(at_once, usable))
+            wanted = min(waiting, max(at_once, self._pace.expected(now)))
+            self._pace.ask_below = wanted // 2
+            if now >= self._again_s and wanted > 2 * len(self.tokens):
+                await self._ask(wanted - len(self.tokens))
                 continue
-            pause = self._until_more(now) if demand and not usable else math.inf
-            with anyio.move_on_after(pause):
+            with anyio.move_on_after(self._until_more(now) if waiting and not usable else math.inf):
                 await self._wanted.wait()
-
-    def _should_ask(self, now_s: float, demand: int) -> bool:
-        """More could be begun than there is leave for, and what there is ends soon."""
-        return now_s >= self._again_s and demand > len(self.tokens) and self.tokens.last_s() - now_s < AHEAD_S / 2
 
     def _until_more(self, now_s: float) -> float:
         due = self.tokens.next_s(now_s)
         return max((due if due < math.inf else self._again_s) - now_s, SHORTEST_PAUSE_S)
 
-    async def _ask(self, demand: int) -> None:
-        """As much as will be used: what could be begun at once, and what was begun lately in so long a time."""
+    async def _ask(self, wanted: int) -> None:
         sent = monotonic()
-        recent = math.ceil(self._spent / max(sent - self._asked_s, AHEAD_S / 2) * AHEAD_S / 2)
-        self._asked_s, self._spent = sent, 0
-        grant = await self._limits.take(self._limit, max(demand, recent) - len(self.tokens))
+        grant = await self._limits.take(self._limit, wanted)
         received = monotonic()
         if grant is None:
             self._again_s = received + PAUSE_AFTER_ERROR_S * random.uniform(0.5, 1.0)
             return
         self.tokens.add(grant, sent, received)
-        # Those who were told the same moment must not all come at once, the same one first each time.
-        again_s = min(grant.again_us / 1e6, ASK_AGAIN_S)
-        self._again_s = received + again_s + random.uniform(0, min(again_s / 4, grant.step_us / 4e6))
+        if grant.given:  # if it is less than was asked for, there is more in a while: not each token is asked for alone
+            self._again_s = received + (AHEAD_S / 4 if grant.given < wanted else 0.0)
+        else:  # those who were told the same moment must not all come at once, the same one first each time
+            again_s = min(grant.again_us / 1e6, ASK_AGAIN_S)
+            self._again_s = received + again_s + random.uniform(0, min(again_s / 4, grant.step_us / 4e6))
 
     def _count_shortage(self, now_s: float, *, short: bool) -> None:
         if self._short_since_s is not None:
             self._limits.meters.limited_s += now_s - self._short_since_s
         self._short_since_s = now_s if short else None
+
+
+class Pace:
+    """How many messages were begun lately, to take leave for as many that will be. `ask_below`: when so little leave is
+    left, more is asked for."""
+
+    def __init__(self) -> None:
+        self.spent, self.ask_below = 0, 0
+        self._per_second = 0.0
+        self._since_s = monotonic()
+
+    def expected(self, now_s: float) -> int:
+        """Within half of the time that leave is given for in advance."""
+        if now_s - self._since_s > PACE_OVER_S:
+            self._per_second = self.spent / (now_s - self._since_s)
+            self.spent, self._since_s = 0, now_s
+        return math.ceil(self._per_second * AHEAD_S / 2)
 
 
 class Limits:
@@ -188,12 +207,12 @@ class Limits:
                 changed.clear()
                 pause = gate.pass_due(monotonic())
                 if self._runners.has_plenty:  # leave taken now would lapse before a runner comes to it
-                    await anyio.sleep(limit.hold_us / 4e6 if limit.hold_us < 200_000 else 0.05)
+                    pause = min(pause, PLENTY_PAUSE_S)
                 elif not shard.draining and (asked := gate.asks()):
                     await self._ask_keys(shard, gate, limit, asked)
-                else:
-                    with anyio.move_on_after(max(pause, SHORTEST_PAUSE_S)):
-                        await changed.wait()
+                    continue
+                with anyio.move_on_after(max(pause, SHORTEST_PAUSE_S)):
+                    await changed.wait()
         finally:
             gate.clear()
             del self._gates[gate]
@@ -224,9 +243,10 @@ class Limits:
             return
         for (lane, _, count), grant in zip(asked, grants, strict=True):
             wait_s = gate.granted(lane, grant, sent, received)
+            last_s = wait_s + (count - 1) * grant.step_us / 1e6
             crowded = shard.session.outstanding > self._buffer / FULL_PART
             # One that was put back once waits there, or it would be among those that hold back others as suspects.
-            if grant.given < count and (crowded or (wait_s > PUT_BACK_AFTER_S and gate.waits_again(lane))):
+            if last_s > PUT_BACK_AFTER_S and (crowded or (gate.waits_again(lane) and not grant.given)):
                 shard.postpone(gate.take_out(lane), wait_s)
 
 

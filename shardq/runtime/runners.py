@@ -92,8 +92,8 @@ class Runners:
         """How many messages could be begun now but for the group's limit and the slots; of lists, how many lists."""
         raise NotImplementedError
 
-    def demand(self) -> int:
-        """How many messages would be begun at once if the group's limit allowed it."""
+    def demand(self) -> tuple[int, int]:
+        """How many messages would be begun at once if the group's limit allowed it, and how many wait in all."""
         raise NotImplementedError
 
     # -- limits and shares -----------------------------------------------------------------------------------
@@ -236,8 +236,8 @@ class MessageRunners(Runners):
     def waiting(self) -> int:
         return len(self.ready)
 
-    def demand(self) -> int:
-        return min(len(self.ready), len(self._idle))
+    def demand(self) -> tuple[int, int]:
+        return min(len(self.ready), len(self._idle)), len(self.ready)
 
     def _may_begin(self, message: Message, shard: OwnedShard, now_s: float) -> bool | None:
         """Whether the message, which is in hand, may be begun; else it has gone back to where it waits. None: and no
@@ -364,11 +364,10 @@ class BatchRunners(Runners):
     def waiting(self) -> int:
         return len(self._ready_shards)
 
-    def demand(self) -> int:
-        if not self._idle:
-            return 0
+    def demand(self) -> tuple[int, int]:
         lengths = (len(batch) for shard in self._ready_shards for batch in self._waiting[shard])
-        return min(sum(itertools.islice(lengths, BATCH_MESSAGES)), BATCH_MESSAGES)
+        waiting = min(sum(itertools.islice(lengths, BATCH_MESSAGES)), BATCH_MESSAGES)
+        return waiting if self._idle else 0, waiting
 
     def _within_limit(self, shard: OwnedShard, taken: list[list[Message]]) -> list[list[Message]]:
         """As much of a list as the group's limit has leave for; the rest goes back to the front."""

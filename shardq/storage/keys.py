@@ -87,8 +87,9 @@ class ShardKeys:
         return f"{self._base}:kept:{group}"
 
     def limits(self, group: str) -> str:
-        """How much each key may be handled; there only while some key has used its limit."""
-        return f"{self._base}:limits:{group}"
+        """How much each key may be handled, also after a split or merge; there only while some key has used its
+        limit."""
+        return f"{self._home}:limits:{group}"
 
     def of_group(self, group: str) -> list[str]:
         """All keys of one group on this shard."""

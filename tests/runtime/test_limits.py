@@ -121,24 +121,30 @@ async def test_a_key_limit_holds_over_processes_and_other_keys_go_on(
 
 async def test_a_key_with_a_long_backlog_does_not_fill_the_buffer(cluster: LocalCluster, queue_name: str) -> None:
     """What can't be in hand is put back, in order, and no attempt is counted for it."""
-    worker = shardq.Worker(queue_name, group=GROUP, key_limit="20/s", buffer=20)
     seen: list[tuple[str, int, int]] = []
 
-    @worker.handler
     async def handle(message: shardq.Message) -> None:
         seen.append((str(message.key), message.value, message.attempt))
 
+    limited = shardq.Worker(queue_name, group=GROUP, key_limit="8/s", buffer=40)
+    limited.handler(handle)
+    free = shardq.Worker(queue_name, group=GROUP)
+    free.handler(handle)
     async with shardq.connect(cluster.url) as client:
         queue = await client.queue(queue_name, shards=1)
         await queue.open_group(GROUP)
         async with queue.producer() as producer:
-            for number in range(50):
+            for number in range(200):
                 await producer.send(number, key="hot")
             await producer.send(0, key="cold")
-        async with running(client, worker):
-            await until(lambda: len(seen) == 51, 60, "all to be handled")
-        assert [value for key, value, _ in seen if key == "hot"] == list(range(50))
-        assert [key for key, _, _ in seen].index("cold") < 40
+        async with running(client, limited):
+            await until(lambda: ("cold", 0, 1) in seen, 60, "the other key's message")
+            hot_before = len(seen)
+            await until(lambda: len(seen) > hot_before + 5, 60, "the hot key to go on")
+        assert hot_before < 100, "without it 160 of the hot key's come first"
+        async with running(client, free):
+            await until(lambda: drained(queue), 60, "an empty backlog")
+        assert [value for key, value, _ in seen if key == "hot"] == list(range(200))
         assert {attempt for _, _, attempt in seen} == {1}
         counters = (await queue.counters([GROUP]))[0].groups[GROUP]
         assert counters.retried == 0

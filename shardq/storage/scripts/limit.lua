@@ -7,6 +7,8 @@
 -- with another one) counts as the most it could be: nobody waits for a clock. What was lost counts as a full bucket.
 -- allow-oom on both: a full server must be able to drain; what they store is a number for each limit in use.
 
+do -- a Lua chunk has room for 200 locals
+
 local LIMIT_MAX = 1000000
 local LIMIT_KEPT_US = 10000000 -- a stricter limit holds so long after it was last asked with
 
@@ -110,3 +112,5 @@ end
 
 redis.register_function{function_name='shardq_1_take', callback=guarded('h', take), flags={'allow-oom'}}
 redis.register_function{function_name='shardq_1_take_keys', callback=guarded('z', take_keys), flags={'allow-oom'}}
+
+end
