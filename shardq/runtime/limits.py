@@ -29,7 +29,6 @@ from shardq.errors import CorruptData, StoreError
 from shardq.runtime.outages import Outages
 from shardq.runtime.settings import WorkerSettings
 from shardq.storage import limits
-from shardq.storage.cluster import Confirm
 from shardq.storage.keys import Keys
 from shardq.storage.pipes import Pipes
 
@@ -46,6 +45,7 @@ PACE_OVER_S = 0.1
 PLENTY_PAUSE_S = 0.01
 
 CANT_TAKE = "can't ask what the rate limit allows"
+TOO_FAR = "what a rate limit allows lapsed before it was known here; where that lasts, give the limit a larger burst"
 
 _log = logging.getLogger("shardq")
 
@@ -143,13 +143,12 @@ class Limits:
         group: str,
         settings: WorkerSettings,
         runners: Runners,
-        confirm: Callable[[], Confirm | None],
         outages: Outages,
         meters: GroupMeters,
     ) -> None:
         self.meters = meters
         self._pipes, self._keys, self._group, self._runners = pipes, keys, group, runners
-        self._key_limit, self._confirm = settings.key_limit, confirm
+        self._key_limit = settings.key_limit
         self._timeout_s, self._buffer = settings.lease_s, settings.buffer_messages
         self._outages = outages
         self._gates: dict[KeyGate, None] = {}
@@ -173,6 +172,7 @@ class Limits:
     async def take(self, limit: Limit, wanted: int) -> Grant | None:
         """None when there was no answer."""
         what = f"{self._keys.queue}/{self._group}: {CANT_TAKE}"
+        sent = monotonic()
         try:
             grant = await limits.take(
                 self._pipes,
@@ -181,13 +181,21 @@ class Limits:
                 limit,
                 wanted,
                 timeout_s=self._timeout_s,
-                confirm=self._confirm(),
             )
         except (StoreError, CorruptData) as error:
             self._outages.failed(what, error)
             return None
         self._outages.well(what)
+        self.look_at_delay(monotonic() - sent, grant.hold_us)
         return grant
+
+    def look_at_delay(self, took_s: float, hold_us: int) -> None:
+        """Leave that always lapses on its way would stop the work without a word."""
+        what = f"{self._keys.queue}/{self._group}: {TOO_FAR}"
+        if took_s > hold_us / 1e6:
+            self._outages.failed(what, f"Redis took {took_s:.3g} s to answer, leave is good for {hold_us / 1e6:.3g} s")
+        else:
+            self._outages.well(what)
 
     # -- each key's limit ------------------------------------------------------------------------------------
 
@@ -230,7 +238,6 @@ class Limits:
                 limit,
                 [(tag, count) for _, tag, count in asked],
                 timeout_s=self._timeout_s,
-                confirm=self._confirm(),
             )
         except (StoreError, CorruptData) as error:
             self._outages.failed(what, error, shard.shard)
@@ -239,6 +246,7 @@ class Limits:
             return
         self._outages.well(what, shard.shard)
         received = monotonic()
+        self.look_at_delay(received - sent, limit.hold_us)
         if shard.lost or shard.draining:
             return
         for (lane, _, count), grant in zip(asked, grants, strict=True):

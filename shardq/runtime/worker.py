@@ -350,7 +350,6 @@ class _Running:
             group=self.worker.group,
             settings=self.settings,
             runners=self.runners,
-            confirm=lambda: self.client.confirm(None),
             outages=self.outages,
             meters=self.meters,
         )

@@ -1,5 +1,8 @@
 """Rate limits as Python calls (scripts/limit.lua): leave to handle messages, taken from Redis. Decides nothing about
 how much to take, or when; keeps none.
+
+No call waits for a replica: leave is good for a moment, and one that lags must not stop the work. What a master gave
+just before its replica took over, and the replica had not heard of, may be given again.
 """
 
 from __future__ import annotations
@@ -7,15 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from shardq.core.limits import AHEAD_S, KEY_AHEAD_S, Grant, Limit
-from shardq.storage.cluster import Confirm
 from shardq.storage.keys import Keys, ShardKeys
 from shardq.storage.pipes import Pipes
 from shardq.storage.reply import shape
 
 
-async def take(
-    pipes: Pipes, keys: Keys, group: str, limit: Limit, wanted: int, *, timeout_s: float, confirm: Confirm | None
-) -> Grant:
+async def take(pipes: Pipes, keys: Keys, group: str, limit: Limit, wanted: int, *, timeout_s: float) -> Grant:
     """Leave for at most `wanted` messages of the group, of the strictest limit that its workers have."""
     args: list[str | bytes | int] = [
         limit.count,
@@ -25,9 +25,7 @@ async def take(
         wanted,
         int(AHEAD_S * 1e6),
     ]
-    reply = await pipes.call(
-        keys.control_slot, "take", [keys.control(group)], args, timeout_s=timeout_s, confirm=confirm
-    )
+    reply = await pipes.call(keys.control_slot, "take", [keys.control(group)], args, timeout_s=timeout_s)
     with shape("take"):
         status, *numbers = reply
         given, first_us, count, period_us, hold_us, again_us = map(_number, numbers)
@@ -44,13 +42,12 @@ async def take_keys(
     wanted: Sequence[tuple[bytes, int]],
     *,
     timeout_s: float,
-    confirm: Confirm | None,
 ) -> list[Grant]:
     """Leave for so many messages of each key (its tag, how many); a grant for each."""
     args: list[str | bytes | int] = [limit.count, limit.period_us, limit.capacity, int(KEY_AHEAD_S * 1e6)]
     for tag, count in wanted:
         args += [tag, count]
-    reply = await pipes.call(shard.slot, "take_keys", [shard.limits(group)], args, timeout_s=timeout_s, confirm=confirm)
+    reply = await pipes.call(shard.slot, "take_keys", [shard.limits(group)], args, timeout_s=timeout_s)
     with shape("take_keys"):
         status, *numbers = reply
         found = list(map(_number, numbers))

@@ -243,11 +243,11 @@ REPLIES: dict[str, Reply] = {
         [[b"m:w", b"n:5:leaving", b"term", b"5", b"leader", b"w"]],
     ),
     "take": Reply(
-        lambda pipes: limits.take(pipes, KEYS, "g", LIMIT, 5, timeout_s=1.0, confirm=None),
+        lambda pipes: limits.take(pipes, KEYS, "g", LIMIT, 5, timeout_s=1.0),
         [[b"OK", b"3", b"-5", b"100", b"1000000", b"150000", b"0"], [b"OK", b"0", b"5", b"1", b"1", b"0", b"7"]],
     ),
     "take_keys": Reply(
-        lambda pipes: limits.take_keys(pipes, SHARD, "g", LIMIT, [(b"ka", 2), (b"kb", 1)], timeout_s=1.0, confirm=None),
+        lambda pipes: limits.take_keys(pipes, SHARD, "g", LIMIT, [(b"ka", 2), (b"kb", 1)], timeout_s=1.0),
         [[b"OK", b"2", b"-5", b"0", b"0", b"5", b"7"]],
     ),
     "dead letters": Reply(lambda pipes: dead.read_dead(pipes, SHARD, "g", "-", 10), [[[b"1-1", [b"count", b"1"]]]]),

@@ -71,7 +71,8 @@ async def declared(known: Users, anyio_backend: str) -> None:
 
 
 def make_worker(parcels: shardq.Queue) -> shardq.Worker:
-    worker = shardq.Worker(ORDERS, group=GROUP, lease=1.5, retry=shardq.Retry(attempts=2, base=0.05))
+    retry = shardq.Retry(attempts=2, base=0.05)
+    worker = shardq.Worker(ORDERS, group=GROUP, lease=1.5, retry=retry, limit="100000/s", key_limit="100000/s")
     tried: set[str] = set()
 
     @worker.handler

@@ -20,11 +20,11 @@ PER_HOUR = parse_limit("limit", "2/h burst 8")  # nothing comes back while a tes
 
 
 async def take(shard: Rig, limit: Limit, wanted: int) -> Grant:
-    return await limits.take(shard.pipes, shard.keys, "g", limit, wanted, timeout_s=10, confirm=None)
+    return await limits.take(shard.pipes, shard.keys, "g", limit, wanted, timeout_s=10)
 
 
 async def take_keys(shard: Rig, limit: Limit, *wanted: tuple[bytes, int]) -> list[Grant]:
-    return await limits.take_keys(shard.pipes, shard.shard, "g", limit, wanted, timeout_s=10, confirm=None)
+    return await limits.take_keys(shard.pipes, shard.shard, "g", limit, wanted, timeout_s=10)
 
 
 async def control(shard: Rig, *args: str | int) -> object:
