@@ -6,6 +6,7 @@ that to the same bound.
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import dataclass
 
 import pytest
@@ -51,24 +52,25 @@ LIMITS = st.builds(
 )
 
 
-@given(LIMITS, st.lists(st.tuples(*[st.integers(0, 400_000)] * 4, st.integers(1, 30)), max_size=40))
-def test_no_window_has_more_than_the_limit_allows(limit: Limit, calls: list[tuple[int, int, int, int, int]]) -> None:
-    """Workers ask at any time, the call takes any time each way, and they use what they got as late as they may: a
-    process that was stopped meanwhile uses what has not lapsed."""
-    bucket, asked, begun = Bucket(limit), 0, []
-    for pause, there, back, idle, wanted in calls:
-        asked += pause
-        grant = bucket.take(asked, wanted)
+@given(LIMITS, st.integers(0, 1 << 32))
+def test_no_window_has_more_than_the_limit_allows(limit: Limit, seed: int) -> None:
+    """Workers ask at any time, the call takes any time each way, and they use what they got at once, a while later, or
+    all together at a full second, when processes that were stopped go on."""
+    chance, bucket, asked, begun = random.Random(seed), Bucket(limit), 0, list[float]()
+
+    def some(most: int) -> int:
+        return chance.choice([0, chance.randrange(most)])
+
+    for _ in range(60):
+        asked += some(100_000)
         tokens = Tokens()
-        tokens.add(grant, (asked - there) / 1e6, (asked + back) / 1e6)
-        now = asked + back + idle
-        while len(tokens):
-            if tokens.spend(now / 1e6):
-                begun.append(float(now))
-            else:
-                now = max(now + 1, math.ceil(tokens.next_s(now / 1e6) * 1e6)) if len(tokens) else now
-                if not len(tokens) or now == math.inf:
-                    break
+        tokens.add(bucket.take(asked, chance.randint(1, 30)), (asked - some(200_000)) / 1e6, asked / 1e6)
+        now = asked + some(400_000)
+        if chance.random() < 0.5:
+            now = math.ceil(now / 1e6) * 1_000_000
+        while (following := tokens.next_s(now / 1e6)) < math.inf:
+            now = max(now, math.ceil(following * 1e6))
+            begun += [float(now)] * tokens.spend((now + 0.01) / 1e6)
     assert most_above(begun, limit) <= limit.burst + 1e-3
 
 
