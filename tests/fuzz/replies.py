@@ -47,6 +47,9 @@ class _Answer:
     async def command(self, *_: Any, **__: Any) -> Any:
         return self._reply
 
+    async def commands(self, commands: Sequence[object], **_: Any) -> list[Any]:
+        return [self._reply for _ in commands]
+
 
 def as_reply(value: Any) -> Any:
     """What RESP can carry of a msgpack value: bytes, ints, nil and lists of these."""
