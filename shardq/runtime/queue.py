@@ -423,8 +423,8 @@ class Queue:
         relatives = self.table.relatives(shard)
         if not relatives:
             msg = (
-                f"job {job_id} names shard {shard}, which queue {self.name!r} does not have as far as this process "
-                + ("knows: it may have been split meanwhile, so call `await queue.refresh()` and ask again")
+                f"job {job_id} is not of queue {self.name!r}, which has no shard {shard}; if it was split since this "
+                "process joined it, call `await queue.refresh()` and ask again"
             )
             raise UsageError(msg)
         return Job(lambda: self.client.pipes, self.keys.of(relatives[0]), job_id)  # records are their home's

@@ -186,8 +186,11 @@ async def test_with_probes_a_process_waits_for_redis(start: Start, tmp_path: Pat
             assert get(f"{base}/livez") == (200, "ok\n")
             assert get(f"{base}/readyz")[0] == 503
         own.processes[0].restart()
-        for base in bases:
-            is_ready(base)
+        for command, base in zip(commands, bases, strict=True):
+            try:
+                is_ready(base)
+            except OSError as gone:
+                raise AssertionError(f"it ended instead: {command.stderr}") from gone
         assert [command.stop() for command in commands] == [0, 0]
 
 
