@@ -425,7 +425,7 @@ async def test_what_is_asked_for_by_id_is_found_after_the_split(client: shardq.C
         await queue.delete_message(later)
     await queue.delete_message(sent)
     assert [record.value async for record in queue.history(key="k")] == ["job"]
-    with pytest.raises(UsageError, match="names shard 9"):
+    with pytest.raises(UsageError, match="has no shard 9"):
         queue.job(f"{queue_name}/9/{'0' * 16}")
 
 
