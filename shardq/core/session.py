@@ -320,6 +320,23 @@ class Session:
         self._jobs = {}
         return step
 
+    def idle_step(self, entries_max: int, messages_max: int) -> Step:
+        """A step for a shard of which nothing is in hand: it commits nothing and may be sent again and again, under a
+        number of its own each time (`count_on`), for as long as nothing comes. It has none yet."""
+        room = (max(entries_max, self.entries_cap), max(messages_max, 1), STEP_BYTES)
+        return Step(0, self.cursor, entries_max, self.later.known, False, 0, 0, [], [], [], room=room)
+
+    def count_on(self, step: Step) -> None:
+        """Gives an idle step its next number: the one before was answered, and nothing had come."""
+        self.number += 1
+        step.number = self.number
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is in hand and nothing is known to come but by new entries."""
+        in_hand = self.outstanding or self.in_flight or self.later.out or self.uncommitted or self._effects
+        return not in_hand and not self.hungry and self.cursor == NEW
+
     def last_step(self) -> Step:
         """The last step of an owner that goes in good order: what it fetched and did not handle does not count as
         delivered, so that nobody takes it for what its worker died of."""

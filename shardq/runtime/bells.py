@@ -17,12 +17,15 @@ Ring = Callable[[str], None]
 
 
 class _Bell(Channel):
-    def __init__(self, slot: int, name: str, ring: Ring) -> None:
+    def __init__(self, slot: int, name: str, ring: Ring, lost: Callable[[], None]) -> None:
         super().__init__(name, slot)
-        self._ring = ring
+        self._ring, self._lost = ring, lost
 
     def stands(self) -> None:
         self._ring("")
+
+    def lost(self) -> None:
+        self._lost()
 
     def came(self, origin: str, payload: bytes) -> None:
         self._ring(payload.decode(errors="replace"))
@@ -34,9 +37,10 @@ class Bells:
     def __init__(self, cluster: Cluster) -> None:
         self._subscriptions = Subscriptions(cluster)
 
-    def listen(self, slot: int, channel: str, ring: Ring) -> None:
-        """From now on `ring(payload)` is called when the channel's bell rings."""
-        self._subscriptions.add(_Bell(slot, channel, ring))
+    def listen(self, slot: int, channel: str, ring: Ring, lost: Callable[[], None] = lambda: None) -> None:
+        """From now on `ring(payload)` is called when the channel's bell rings, and `lost` when it can be heard no more,
+        until it rings again."""
+        self._subscriptions.add(_Bell(slot, channel, ring, lost))
 
     def drop(self, channel: str) -> None:
         """The channel's bell is not needed any more; the subscription ends with its connection."""

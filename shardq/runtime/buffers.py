@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
+from time import monotonic
 from typing import Any, Protocol
-
-import anyio
 
 from shardq.core import records
 from shardq.core.backoff import backoff_s
@@ -216,7 +215,7 @@ class ShardBuffer:
     def _wait_for_room(self, *, blocks: bool) -> None:
         """The shard is full: the same call is made again until there is room, or the delivery timeout is over."""
         pause = backoff_s(self.full_tries + 1, FULL_PAUSE_FIRST_S, FULL_PAUSE_LAST_S, random.random())
-        if blocks and anyio.current_time() + pause < self.deadline:
+        if blocks and monotonic() + pause < self.deadline:
             self.full_tries += 1
             self.producer.pipes.submit_after(self, pause)
             return

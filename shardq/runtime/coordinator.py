@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-
-import anyio
+from time import monotonic
 
 from shardq.core.balance import Balancer
 from shardq.core.lease import Watch
 from shardq.core.plan import Plan
-from shardq.errors import CorruptData, StoreError
 from shardq.runtime.outages import Outages
 from shardq.runtime.settings import WorkerSettings
 from shardq.storage import calls, control
@@ -50,6 +48,9 @@ class Coordinator:
         self._watches: dict[str, Watch] = {}
         self._unsettled: set[int] = set()
         self._ticks = 0
+        self._made: tuple[list[str], tuple[int, ...], Plan, Plan] | None = (
+            None  # for whom, what, from which plan, which
+        )
 
     def begin(self, term: int) -> None:
         """A new term: whoever is a member counts as alive until it has stood still for a whole lease from now."""
@@ -78,7 +79,7 @@ class Coordinator:
         return True
 
     def _decide(self, members: dict[str, control.Member], before: Plan) -> tuple[Plan, list[str]]:
-        now = anyio.current_time()
+        now = monotonic()
         self._watches = {name: self._watches.get(name, Watch()) for name in members}
         alive, dead = [], []
         for name, member in members.items():
@@ -88,9 +89,16 @@ class Coordinator:
                 alive.append(name)
         self._warn_of_others({name: members[name] for name in alive})
         if self._settings.balance == "count":
-            return Plan.make(self._shards, alive, before), dead
+            return self._by_count(alive, before), dead
         capacities = {name: members[name].capacity for name in alive}
         return self._balancer.plan(now, self._shards, capacities, before, self._loads()), dead
+
+    def _by_count(self, alive: list[str], before: Plan) -> Plan:
+        """The plan for these members, made anew only when it can be another one."""
+        made, shards = self._made, tuple(self._shards)
+        if made is None or made[0] != alive or made[1] != shards or made[2] is not before:
+            made = self._made = (alive, shards, before, Plan.make(shards, alive, before))
+        return made[3]
 
     def _warn_of_others(self, alive: Mapping[str, control.Member]) -> None:
         """Workers that would have it otherwise: said once while there are any. The next leader may be one."""
@@ -132,26 +140,17 @@ class Coordinator:
 
     async def _settle(self, plan: Plan, version: int, members: dict[str, control.Member]) -> None:
         """Offers every shard whose living owner is not the planned one, until it has moved."""
-        async with anyio.create_task_group() as tasks:
-            for shard in sorted(self._unsettled):
-                owner = plan.owners.get(shard)
-                if owner is None or owner not in members:
-                    continue
-                tasks.start_soon(self._offer, shard, version, owner, members[owner].nonce)
-
-    async def _offer(self, shard: int, version: int, owner: str, nonce: str) -> None:
-        try:
-            status = await calls.lease_call(
-                self._pipes,
-                self._shards[shard],
-                self._group,
-                "offer",
-                [version, owner, nonce],
-                timeout_s=self._settings.leader_lease_s / 2,
-            )
-        except (StoreError, CorruptData) as error:
-            self._outages.failed(self._cant_offer, error, shard)
+        wanted = [(shard, plan.owners.get(shard, "")) for shard in sorted(self._unsettled)]
+        wanted = [(shard, owner) for shard, owner in wanted if owner in members]
+        if not wanted:
             return
-        self._outages.well(self._cant_offer, shard)
-        if status == "OWNED":
-            self._unsettled.discard(shard)
+        offers = [(self._shards[shard], version, owner, members[owner].nonce) for shard, owner in wanted]
+        limit_s = self._settings.leader_lease_s / 2
+        answers = await calls.offer_all(self._pipes, self._group, offers, timeout_s=limit_s)
+        for (shard, _), answer in zip(wanted, answers, strict=True):
+            if not isinstance(answer, str):
+                self._outages.failed(self._cant_offer, answer, shard)
+                continue
+            self._outages.well(self._cant_offer, shard)
+            if answer == "OWNED":
+                self._unsettled.discard(shard)

@@ -11,9 +11,9 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from time import monotonic
 from typing import Any, NamedTuple
 
-import anyio
 import mmh3
 
 from shardq.core import records
@@ -247,7 +247,7 @@ class Filler:
         if batch.now_ms == now_ms:
             return
         if not batch.keys:
-            batch.opened_monotonic_s = anyio.current_time()
+            batch.opened_monotonic_s = monotonic()
             self.unsettled.add(batch)
             batch.marks.clear()
         batch.marks.append((len(batch.keys), now_ms))

@@ -9,8 +9,7 @@ cluster-node-timeout (15 s by default). One that has no replica connected at all
 from __future__ import annotations
 
 import re
-
-import anyio
+from time import monotonic
 
 from shardq.errors import StoreError, StoreTimeout
 from shardq.storage.cluster import Confirm, pack_command
@@ -33,7 +32,7 @@ class GrantConfirm:
         """A call was not answered, or no replica confirmed it."""
         if self.confirm is None or not isinstance(error, StoreTimeout):
             return
-        now = anyio.current_time()
+        now = monotonic()
         if self._since is None:
             self._since = now
         if now - self._since > PATIENCE_S or await self._no_replica():

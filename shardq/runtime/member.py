@@ -16,6 +16,7 @@ import random
 import secrets
 import socket
 from collections.abc import Callable
+from time import monotonic
 
 import anyio
 
@@ -106,7 +107,7 @@ class Member:
 
     @property
     def leads(self) -> bool:
-        return self._term != 0 and self._trust.trusted(anyio.current_time())
+        return self._term != 0 and self._trust.trusted(monotonic())
 
     def nudge(self, _payload: str = "") -> None:
         """The control bell: the plan, the leader or a member changed, beat now."""
@@ -128,14 +129,14 @@ class Member:
     async def _keep_beating(self) -> None:
         while True:
             self._nudged = anyio.Event()
-            started = anyio.current_time()
+            started = monotonic()
             try:
                 await self._beat()
                 self._outages.well(f"{self._label}: a heartbeat failed")
             except (StoreError, CorruptData) as error:
                 self._outages.failed(f"{self._label}: a heartbeat failed", error)
             # Never longer: the others count a beat that is late.
-            pause = self._settings.heartbeat_s * random.uniform(0.8, 1.0) - (anyio.current_time() - started)
+            pause = self._settings.heartbeat_s * random.uniform(0.8, 1.0) - (monotonic() - started)
             with anyio.move_on_after(max(pause, 0.01)):
                 await self._nudged.wait()
                 # A burst of bells (a rolling start) makes one heartbeat, not one each.
@@ -156,7 +157,7 @@ class Member:
     # -- one heartbeat ---------------------------------------------------------------------------------------
 
     async def _beat(self) -> None:
-        term, sent = self._term, anyio.current_time()
+        term, sent = self._term, monotonic()
         beat = await control.beat(
             self._pipes,
             self._keys,
@@ -177,10 +178,10 @@ class Member:
             raise UsageError(msg)
         self._beats += 1
         if self._meters is not None:
-            self._meters.beaten_monotonic_s = anyio.current_time()
+            self._meters.beaten_monotonic_s = monotonic()
         self._take_pause(beat)
         self._take_plan(beat)
-        self._take_members(beat.members, anyio.current_time())
+        self._take_members(beat.members, monotonic())
         await self._take_leader(beat, sent)
         # Only a heartbeat sent as the leader saw every member. In a task of its own, one at a time: a shard's master
         # that hangs must not hold up the heartbeats.
@@ -240,10 +241,10 @@ class Member:
                 self._term,
             )
             self._term = 0
-        still = self._leader.see(anyio.current_time(), beat.term, beat.leader_beats, beat.leader_nonce)
+        still = self._leader.see(monotonic(), beat.term, beat.leader_beats, beat.leader_nonce)
         if beat.leader_nonce and still < self._settings.leader_lease_s:
             return
-        sent = anyio.current_time()
+        sent = monotonic()
         status, term = await self._control(
             "lead", [self.name, self.nonce, beat.term, beat.leader_beats], self._settings.leader_lease_s
         )

@@ -26,6 +26,7 @@ from shardq.errors import CorruptData, LeaseLost, ShardqError, StoreError
 from shardq.runtime.delete import read_marks, redact_marked
 from shardq.runtime.failures import dead_record_of
 from shardq.runtime.grants import GrantConfirm
+from shardq.runtime.idle import IdlePoll, IdlePolls
 from shardq.runtime.outages import Outages
 from shardq.runtime.runners import Runners
 from shardq.runtime.settings import WorkerSettings
@@ -43,7 +44,6 @@ FULL_PAUSE_S = 0.1
 TIDY_EVERY_S = 30.0
 PROMOTE_AT_ONCE = 500
 HEIR_PATIENCE_S = 2.0
-POLLS_SPREAD_OVER = 8  # moments in which the idle shards of a worker are looked at, one after another
 
 CANT_TAKE = "can't take a lease yet"
 CANT_CONSUME = "a shard can't be consumed"
@@ -69,6 +69,8 @@ class ShardOwner:
         settings: WorkerSettings,
         pipes: Pipes,
         confirm: Callable[[], Confirm | None],
+        polls: IdlePolls,
+        on_taken: Callable[[], None],
         runners: Runners,
         plan_version: Callable[[], int],
         hears: Callable[[str], bool],
@@ -83,9 +85,8 @@ class ShardOwner:
         self._queue, self._group, self._keys = queue, group, keys
         self._worker, self._nonce = worker, nonce
         self._taken = f"taken {nonce}"  # what the bell says when this very worker took the lease
-        self._phase = random.Random(nonce).random()  # the same for all shards of a worker, another for each worker
         self._settings, self._pipes, self._confirm = settings, pipes, confirm
-        self._runners = runners
+        self._polls, self._on_taken, self._runners = polls, on_taken, runners
         self._plan_version, self._hears, self._is_silent = plan_version, hears, is_silent
         self._outages, self._meters = outages, meters
         self.claimed_from = ""
@@ -103,6 +104,11 @@ class ShardOwner:
         else:
             self._stands = True
         self._rouse()
+
+    def deaf(self) -> None:
+        """The bell can't be heard any more: the shard is polled faster."""
+        if self.held is not None:
+            self.held.wake()
 
     def _look(self) -> None:
         self._rung = True
@@ -134,6 +140,7 @@ class ShardOwner:
             if held is None:
                 return
             self.held = held
+            self._on_taken()
             self._meters.shards += 1
             try:
                 ours = not await self._serve(held)
@@ -278,12 +285,18 @@ class ShardOwner:
                     caught_up = False
                 self._ask_for_items(held, now)
             pause = self._until_due(held, now, stepped_at, caught_up)
-            if pause > 0:
+            limit = 0 if held.draining else held.session.entries_wanted(buffer)
+            if pause > 0 and not (caught_up and limit and held.session.idle and self._hears(self._keys.bell)):
                 await self._rest(held, pause, 0 if caught_up else buffer // 2)
                 continue
-            stepped_at = now
-            limit = 0 if held.draining else held.session.entries_wanted(buffer)
-            stepped = await self._step(held, limit, renew=caught_up or now >= held.trust.renew_at_monotonic_s)
+            if pause > 0:
+                stepped = await self._idle(held, limit, now + pause)
+                stepped_at = max(stepped_at, held.trust.renewed_monotonic_s)
+                if stepped is None:
+                    continue
+            else:
+                stepped_at = now
+                stepped = await self._step(held, limit, renew=caught_up or now >= held.trust.renew_at_monotonic_s)
             if limit:
                 caught_up = stepped.status == "OK" and stepped.fetched.left == LEFT_NOTHING
             heir_ready = bool(stepped.heir)
@@ -310,18 +323,52 @@ class ShardOwner:
             due = min(due, commit)
         if caught_up:
             poll = settings.idle_poll_s if self._hears(self._keys.bell) else settings.deaf_poll_s
-            due = min(due, self._together(stepped_at + poll, poll / POLLS_SPREAD_OVER))
+            due = min(due, stepped_at + poll)
         return due - now
-
-    def _together(self, due: float, tick: float) -> float:
-        """A little earlier, when other idle shards of this worker are due too: their steps share a write."""
-        return due - (due + self._phase * tick) % tick
 
     @staticmethod
     async def _rest(held: OwnedShard, pause: float, wake_at: int) -> None:
         held.wake_at = wake_at
         await held.awake.wait(pause)
         held.wake_at = -1
+
+    async def _idle(self, held: OwnedShard, limit: int, first_due: float) -> calls.Stepped | None:
+        """Polled by the worker's IdlePolls until something is due, or happened. What a poll brought, if one did."""
+        session, now = held.session, monotonic()
+        content = session.idle_step(limit, self._settings.buffer_messages)
+        poll = IdlePoll(held, content, self._settings.lease_s, self._meters)
+        until = min(now + session.later.due_in_s(now), held.promote_at_monotonic_s, held.tidy_at_monotonic_s)
+        self._polls.add(poll, first_due)
+        try:
+            if not poll.ended:
+                await held.awake.wait(until - now)
+        finally:
+            self._polls.drop(poll)
+            if poll.under_way:
+                self._unanswered = content
+        poll.awaited = True
+        while poll.under_way:
+            left = poll.deadline - monotonic()
+            if left <= 0:
+                poll.give_up()
+            else:
+                await held.awake.wait(left)
+        self._unanswered = None
+        return await self._polled(held, poll) if poll.ended else None
+
+    async def _polled(self, held: OwnedShard, poll: IdlePoll) -> calls.Stepped:
+        content = poll.content
+        self._unanswered = content
+        try:
+            if poll.error is not None:
+                raise poll.error
+            stepped, sent = calls.read_step(self._keys, self._group, content, poll.reply), poll.sent_monotonic_s
+        except (StoreError, CorruptData) as error:
+            self._failed(NO_ANSWER, error)
+            stepped, sent = await self._send(held, content, renew=True)
+            self._well(NO_ANSWER)
+        self._unanswered = None
+        return await self._stepped(held, content, stepped, sent, renew=True)
 
     def _ask_for_items(self, held: OwnedShard, now: float) -> None:
         """Those that are due now come with the next step."""
@@ -357,6 +404,12 @@ class ShardOwner:
         session = held.session
         content = session.last_step() if last else session.next_step(limit, self._settings.buffer_messages)
         stepped, sent = await self._send(held, content, renew=renew)
+        return await self._stepped(held, content, stepped, sent, renew=renew)
+
+    async def _stepped(
+        self, held: OwnedShard, content: Step, stepped: calls.Stepped, sent: float, *, renew: bool
+    ) -> calls.Stepped:
+        session = held.session
         while stepped.status in ("EFFECT", "FULL"):
             if stepped.status == "EFFECT":
                 self._refuse(held, content, stepped)

@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
+from time import monotonic
 from types import TracebackType
 from typing import Any
 
@@ -360,7 +361,7 @@ class Producer:
             data = records.encode(alone, self.compression)
         item = calls.Item(data, wanted.when, wanted.once, wanted.window_ms, job, job_ms, state)
         size = len(data) + len(state) + MESSAGE_OVERHEAD_BYTES
-        batch, fresh = shard.add_conditional(item, size, anyio.current_time(), CONDITIONAL_MESSAGES)
+        batch, fresh = shard.add_conditional(item, size, monotonic(), CONDITIONAL_MESSAGES)
         if fresh:
             self._filler.unsettled.add(batch)
         self._filler.buffered_bytes += size
@@ -408,7 +409,7 @@ class Producer:
     def _measure(self, meters: SendMeters, batch: PendingBatch, error: ShardqError | None) -> None:
         if error is None:
             meters.stored += batch.count
-            meters.batches.observe(anyio.current_time() - batch.opened_monotonic_s)
+            meters.batches.observe(monotonic() - batch.opened_monotonic_s)
         else:
             meters.failed += batch.count
 

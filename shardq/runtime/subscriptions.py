@@ -100,12 +100,17 @@ class Subscriptions:
         self._links: dict[str, _Link] = {}
         self._patterns_at: Node | None = None
         self._outdated = False
+        self._settled_version = -1  # of the topology by which every channel is where it belongs
         self._changed = anyio.Event()
 
     def add(self, channel: Channel) -> None:
         """Subscribes; another channel of the same name is dropped."""
         self.drop(channel.name)
         self._channels[channel.name] = channel
+        self._unsettle()
+
+    def _unsettle(self) -> None:
+        self._settled_version = -1
         self._changed.set()
 
     def drop(self, name: str) -> None:
@@ -131,8 +136,13 @@ class Subscriptions:
             self._changed = anyio.Event()
 
     def _regroup(self, tasks: TaskGroup) -> None:
+        if self._settled_version == self._cluster.topology_version:
+            return
+        self._settled_version = self._cluster.topology_version
         for channel in self._channels.values():
             node = self._cluster.node_of(channel.slot) if channel.slot is not None else self._node_for_patterns()
+            if node is None:
+                self._settled_version = -1
             if node is None or node.name == channel.node:
                 continue
             self._detach(channel)
@@ -154,6 +164,7 @@ class Subscriptions:
         if link is not None:
             link.leave(channel)
         channel.node = ""
+        self._settled_version = -1
         self._lose(channel)
 
     @staticmethod
@@ -188,6 +199,7 @@ class Subscriptions:
         others = [node for node in self._cluster.primaries() if node.name != failed.node.name]
         if others and self._patterns_at is not None and self._patterns_at.name == failed.node.name:
             self._patterns_at = random.choice(others)
+            self._settled_version = -1
 
     async def _serve(self, link: _Link) -> None:
         async with Subscription(link.node) as subscription:

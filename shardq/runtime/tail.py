@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Sequence
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -141,7 +142,7 @@ class _Pace:
     async def due(self, queue: Queue, shards: Sequence[int]) -> list[int]:
         """Waits until a node is due; returns the shards of all that are."""
         while True:
-            now = anyio.current_time()
+            now = monotonic()
             nodes = {shard: node_of(queue, shard) for shard in shards}
             ready = [shard for shard, node in nodes.items() if self._due.get(node, 0.0) <= now]
             if ready:
@@ -149,7 +150,7 @@ class _Pace:
             await anyio.sleep(min(self._due[node] for node in set(nodes.values())) - now)
 
     def looked(self, queue: Queue, shards: Sequence[int], news: dict[int, bool]) -> None:
-        now = anyio.current_time()
+        now = monotonic()
         busy = {node_of(queue, shard): False for shard in news}
         busy |= {node_of(queue, shard): True for shard, more in news.items() if more}
         for node in {node_of(queue, shard) for shard in shards}:

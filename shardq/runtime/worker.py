@@ -5,6 +5,7 @@ per shard (owner.py), runners for the handler (runners.py), bells (bells.py). Ta
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from time import monotonic
@@ -35,6 +36,7 @@ from shardq.runtime.handlers import (
     with_timeout,
     with_type,
 )
+from shardq.runtime.idle import IdlePolls
 from shardq.runtime.limits import Limits
 from shardq.runtime.member import Member, made_up_name
 from shardq.runtime.outages import Outages
@@ -46,6 +48,7 @@ from shardq.runtime.settings import DEFAULT_RETRY, WorkerSettings
 from shardq.runtime.slots import Share
 from shardq.runtime.tasks import one_error, outliving_tasks
 from shardq.runtime.tracing import Tracer
+from shardq.runtime.waker import Waker
 from shardq.storage.keys import check_name
 from shardq.storage.pipes import Pipes
 
@@ -303,6 +306,7 @@ class _Running:
         self.outages = Outages()
         self.owners: dict[int, ShardOwner] = {}
         self.idle = anyio.Event()
+        self.taken = Waker()
 
     async def run(self) -> None:
         async with outliving_tasks() as plumbing:
@@ -322,6 +326,7 @@ class _Running:
                 meters=self.meters,
             )
             self.member, self.pipes = member, pipes
+            self.polls = IdlePolls(pipes, self.settings.idle_poll_s, random.random())
             control = self.queue.keys.control_bell(self.worker.group)
             self.bells.listen(self.queue.keys.control_slot, control, member.nudge)
             try:
@@ -331,6 +336,7 @@ class _Running:
                     self.runners.start(tasks)
                     tasks.start_soon(self.bells.run, tasks)
                     tasks.start_soon(self._guard_trust)
+                    tasks.start_soon(self.polls.run)
                     tasks.start_soon(member.run)
                     _log.info("worker %s handles %s for group %s", self.name, self.queue.name, self.worker.group)
                     await self.stop.wait()
@@ -393,6 +399,8 @@ class _Running:
             nonce=self.member.nonce,
             settings=self.settings,
             pipes=self.pipes,
+            polls=self.polls,
+            on_taken=self.taken.set,
             confirm=lambda: self.client.confirm(None),
             runners=self.runners,
             plan_version=lambda: self.member.plan_version,
@@ -402,7 +410,7 @@ class _Running:
             meters=self.meters,
         )
         self.owners[shard] = owner
-        self.bells.listen(keys.slot, keys.bell, owner.ring)
+        self.bells.listen(keys.slot, keys.bell, owner.ring, owner.deaf)
         self.tasks.start_soon(self._own, owner)
 
     async def _own(self, owner: ShardOwner) -> None:
@@ -423,19 +431,25 @@ class _Running:
         """Cancels the handlers of a shard whose lease can't be trusted any more, before another may take it."""
         what = f"{self.queue.name}: a lease could not be renewed in time, its handlers are stopped"
         interrupted: set[int] = set()
+        look_every_s = self.settings.lease_s / 50
         while True:
-            await anyio.sleep(self.settings.lease_s / 50)
-            now = monotonic()
+            now, soonest = monotonic(), float("inf")
             for owner in self.owners.values():
                 held = owner.held
                 if held is None or now < held.trusted_until_monotonic_s:
+                    if held is not None:
+                        soonest = min(soonest, held.trusted_until_monotonic_s - now)
                     if owner.shard in interrupted:
                         interrupted.discard(owner.shard)
                         self.outages.well(what, owner.shard)
-                elif held.running:
+                    continue
+                soonest = 0.0
+                if held.running:
                     interrupted.add(owner.shard)
                     self.outages.failed(what, "the store did not answer, or this process stood still", held.shard)
                     self.runners.interrupt(held)
+            # Trust that is there only grows; a lease just taken may have less of it left than all the others.
+            await self.taken.wait(look_every_s if interrupted else max(soonest, look_every_s))
 
     async def _stop_gracefully(self) -> None:
         """Hands every shard to its heir; releases what nobody is there for."""

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from shardq.core.session import LEFT_NEW, LEFT_NOTHING, LEFT_PENDING, NEW, Fetched, Step
-from shardq.errors import LeaseLost, UnknownQueue
+from shardq.errors import CorruptData, LeaseLost, StoreError, UnknownQueue
 from shardq.storage.cluster import Confirm, Packed, pack_call
 from shardq.storage.keys import ShardKeys
 from shardq.storage.pipes import Pipes
@@ -154,24 +154,14 @@ def _step_extras(shard: ShardKeys, group: str, content: Step, keys: list[str], a
             args += [places[named], effect.command, len(effect.args), *effect.args]
 
 
-async def step(
-    pipes: Pipes,
-    shard: ShardKeys,
-    group: str,
-    token: str,
-    content: Step,
-    *,
-    renew: bool,
-    wait: bool,
-    timeout_s: float,
-    confirm: Confirm | None = None,
-) -> Stepped:
-    """Commits and fetches. Raises LeaseLost when the token is not the lease's any more."""
+def _pack_step(
+    shard: ShardKeys, group: str, token: str, content: Step, number: int | str, *, renew: bool, wait: bool
+) -> bytes:
     keys = [shard.stream, shard.meta, shard.group(group)]
     args: list[str | bytes | int] = [
         group,
         token,
-        content.number,
+        number,
         int(renew),
         content.cursor if content.cursor == NEW or content.room is None else content.cursor + NEW,
         content.entries_max,
@@ -194,7 +184,27 @@ async def step(
         args += ["room", 1, *content.room]
     if content.full:
         _step_extras(shard, group, content, keys, args)
-    reply = await pipes.call(shard.slot, "step", keys, args, timeout_s=timeout_s, confirm=confirm)
+    return pack_call("step", keys, args)
+
+
+async def step(
+    pipes: Pipes,
+    shard: ShardKeys,
+    group: str,
+    token: str,
+    content: Step,
+    *,
+    renew: bool,
+    wait: bool,
+    timeout_s: float,
+) -> Stepped:
+    """Commits and fetches. Raises LeaseLost when the token is not the lease's any more."""
+    data = _pack_step(shard, group, token, content, content.number, renew=renew, wait=wait)
+    return read_step(shard, group, content, await pipes.command(shard.slot, data, timeout_s=timeout_s))
+
+
+def read_step(shard: ShardKeys, group: str, content: Step, reply: Any) -> Stepped:
+    """The reply of a step. Raises LeaseLost as `step` does."""
     with shape("step"):
         status = reply[0].decode()
         if status == "OK":
@@ -207,6 +217,17 @@ async def step(
         newer = reply[1].decode()
     msg = f"{shard.stream}: the lease of group {group} moved on (epoch {newer}); this commit was refused"
     raise LeaseLost(msg)
+
+
+def pack_idle_step(shard: ShardKeys, group: str, token: str, content: Step) -> tuple[bytes, bytes]:
+    """A step that commits nothing, renews the lease and asks to be rung: what is before its number, and behind."""
+    before, after = _pack_step(shard, group, token, content, "", renew=True, wait=True).split(_EMPTY)
+    return before, after
+
+
+def idle_reply(next_item: int, marks: bytes) -> list[Any]:
+    """What such a step answers where nothing came, no heir is ready and no message is delayed."""
+    return [b"OK", b"", [], [], b"%d" % next_item, b"", marks, b"0", [], [], b""]
 
 
 def _fetched(reply: Any, content: Step) -> Fetched:
@@ -336,3 +357,25 @@ async def lease_call(
     )
     with shape(function):
         return str(reply[0].decode())
+
+
+async def offer_all(
+    pipes: Pipes, group: str, offers: Sequence[tuple[ShardKeys, int, str, str]], *, timeout_s: float
+) -> list[str | StoreError | CorruptData]:
+    """Offers many shards, each for (its keys, plan version, heir, the heir's nonce): of each the status word, or what
+    it failed with."""
+    commands = [
+        (shard.slot, pack_call("offer", [shard.group(group)], [version, heir, nonce, shard.bell]))
+        for shard, version, heir, nonce in offers
+    ]
+    return [_status("offer", reply) for reply in await pipes.each(commands, timeout_s=timeout_s)]
+
+
+def _status(function: str, reply: Any) -> str | StoreError | CorruptData:
+    if isinstance(reply, StoreError | CorruptData):
+        return reply
+    try:
+        with shape(function):
+            return str(reply[0].decode())
+    except CorruptData as error:
+        return error

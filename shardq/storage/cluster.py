@@ -7,12 +7,14 @@ Retries live in `pipes.py`, meaning in the functions. Starts no task.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import random
 import select
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 
 import anyio
@@ -134,6 +136,32 @@ async def _is_clean(connection: Connection) -> bool:
     return not look.poll(0)
 
 
+class _TimeLimit:
+    """Breaks off a connection when an answer is late. Each exchange has one: a timer of the event loop's own costs a
+    fraction of a cancel scope."""
+
+    __slots__ = ("_connection", "_timer", "over", "seconds")
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._timer: asyncio.TimerHandle | None = None
+        self.over = False
+        self.seconds = 0.0
+
+    def start(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._break_off)
+
+    def end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _break_off(self) -> None:
+        self.over = True
+        if self._connection._writer is not None:
+            self._connection._writer.transport.abort()  # whoever reads or writes finds the connection broken
+
+
 class Cluster:
     """Topology and single exchanges. Use `connect()` before anything else and `aclose()` at the end.
 
@@ -169,6 +197,8 @@ class Cluster:
         self.topology_version = 0
         # Asked for every shard a worker starts; counting goes over 16384 slots.
         self._least_replicas = (-1, 0)
+        self._primaries: tuple[int, list[ClusterNode]] = (-1, [])
+        self._agreed: tuple[int, str, Any] = (-1, "", None)  # topology version, node, what it said that agreed
         self._replicas_told: dict[str, int] = {}
         self._away = 0
 
@@ -206,8 +236,12 @@ class Cluster:
 
     def primaries(self) -> list[ClusterNode]:
         """Every master, in a fixed order."""
-        owners = {nodes[0].name: nodes[0] for nodes in self._nodes.slots_cache.values() if nodes}
-        return [owners[name] for name in sorted(owners)]
+        version, known = self._primaries
+        if version != self.topology_version:
+            owners = {nodes[0].name: nodes[0] for nodes in self._nodes.slots_cache.values() if nodes}
+            known = [owners[name] for name in sorted(owners)]
+            self._primaries = (self.topology_version, known)
+        return list(known)
 
     def told_replicas(self, master: str, count: int) -> None:
         """What a master itself says of its replicas."""
@@ -284,7 +318,7 @@ class Cluster:
         if self._refreshing is not None:
             await self._refreshing.wait()
             return
-        now = anyio.current_time()
+        now = monotonic()
         if now < self._refresh_from_monotonic_s:
             return
         if now - self._refresh_from_monotonic_s > 5 * REFRESH_LAST_S:
@@ -299,7 +333,7 @@ class Cluster:
         finally:
             self._refreshes_without_news = 0 if news else self._refreshes_without_news + 1
             pause = backoff_s(self._refreshes_without_news, REFRESH_FIRST_S, REFRESH_LAST_S, self._chance())
-            self._refresh_from_monotonic_s = anyio.current_time() + pause
+            self._refresh_from_monotonic_s = monotonic() + pause
             self._refreshing = None
             ended.set()
 
@@ -310,7 +344,9 @@ class Cluster:
             (reply,) = await self.exchange(node, [Packed(_SLOTS)], within_s=REFRESH_ASK_S)
             if isinstance(reply, Trouble):
                 continue
-            if topology.agrees(reply, self._nodes.slots_cache, node.host):
+            said = (self.topology_version, node.name, reply)
+            if said == self._agreed or topology.agrees(reply, self._nodes.slots_cache, node.host):
+                self._agreed = said
                 return False
             await self._nodes.initialize(last_failed_node_name=failed)
             self._part_with([name for name in self._strangers if name in self._nodes.nodes_cache])
@@ -354,25 +390,25 @@ class Cluster:
         write = [part for call in calls for part in ((_ASKING, call.data) if call.asking else (call.data,))]
         if confirm is not None:
             write.append(confirm.packed)
-        until = anyio.current_time() + within_s
+        until = monotonic() + within_s
         try:
             connection = node.acquire_connection()
         except RedisError:  # more connections than the pool may open
             return [unreachable(node.name)] * len(calls)
         replies: list[Any] = []
         broken: Trouble | None = None
+        limit = _TimeLimit(connection)
         try:
             if not await self._connected(connection, min(CONNECT_TIMEOUT_S, within_s)):
                 return [unreachable(node.name)] * len(calls)
             limit_s = ANSWER_TIMEOUT_S + sum(map(len, write)) / SLOWEST_LINK_BYTES_PER_S
-            limit_s = max(0.0, min(limit_s, until - anyio.current_time()))
-            broken = unanswered(node.name, limit_s)
-            with anyio.move_on_after(limit_s):
-                await self._converse(node, connection, write, calls, confirm, replies)
-                broken = None
+            limit_s = max(0.0, min(limit_s, until - monotonic()))
+            limit.start(limit_s)
+            await self._converse(node, connection, write, calls, confirm, replies)
         except (RedisError, OSError, *NO_REPLY) as error:
-            broken = classify(error, node.name)
+            broken = unanswered(node.name, limit.seconds) if limit.over else classify(error, node.name)
         finally:
+            limit.end()
             await self._give_back(node, connection)
         if broken is not None:
             # What was answered but not confirmed may be on one node only: its outcome is unknown too.

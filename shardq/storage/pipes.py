@@ -30,7 +30,7 @@ from anyio.abc import TaskGroup
 from redis.asyncio.cluster import ClusterNode
 
 from shardq.core.backoff import backoff_s
-from shardq.errors import ClosedError, StoreError, StoreUnavailable
+from shardq.errors import ClosedError, ShardqError, StoreError, StoreUnavailable
 from shardq.storage.cluster import Cluster, Confirm, Packed, pack_call
 from shardq.storage.requests import Call, CallOnce, Pipe, Request, Sending
 from shardq.storage.trouble import Trouble
@@ -59,9 +59,11 @@ class Pipes:
         self._chance = chance
         self._on_retry = on_retry  # told the action of each Trouble that a request is sent again for
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: Request) -> Sending:
         """Queues `request`; it is settled or failed later."""
-        self._route(Sending(request))
+        sending = Sending(request)
+        self._route(sending)
+        return sending
 
     def submit_after(self, request: Request, pause_s: float) -> None:
         """The same after a pause."""
@@ -108,6 +110,15 @@ class Pipes:
         deadline = monotonic() + timeout_s
         return await self._answers([Call(slot, Packed(data), deadline) for slot, data in commands], deadline)
 
+    async def each(
+        self, commands: Sequence[tuple[int, bytes]], *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> list[Any | ShardqError]:
+        """The same where some may fail: for each command its reply, or the error it ended with."""
+        deadline = monotonic() + timeout_s
+        calls = [Call(slot, Packed(data), deadline) for slot, data in commands]
+        await self._all_end(calls, deadline)
+        return [call.reply if call.error is None else call.error for call in calls]
+
     async def commands_once(
         self, slot: int, commands: Sequence[bytes], *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> list[Any]:
@@ -129,6 +140,10 @@ class Pipes:
             raise partly from error
 
     async def _answers(self, calls: Sequence[Call], deadline: float) -> list[Any]:
+        await self._all_end(calls, deadline)
+        return [call.outcome() for call in calls]
+
+    async def _all_end(self, calls: Sequence[Call], deadline: float) -> None:
         """Sends the calls and waits for all; those that nobody waits for any longer are not sent if they were not."""
         sendings = [Sending(call) for call in calls]
         self._calls.update(calls)
@@ -137,8 +152,7 @@ class Pipes:
                 self._route(sending)
             for call, sending in zip(calls, sendings, strict=True):
                 if not await call.wait(deadline - monotonic()):
-                    raise sending.given_up()
-            return [call.outcome() for call in calls]
+                    call.fail(sending.given_up())
         finally:
             self._calls.difference_update(calls)
             for sending in sendings:
