@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from time import monotonic
 
 from shardq.core.balance import Balancer
@@ -23,6 +24,16 @@ from shardq.storage.pipes import Pipes
 _log = logging.getLogger("shardq")
 
 AUDIT_EVERY = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What one heartbeat calls for: `plan` in place of `before`, without those that are `dead`."""
+
+    beat: control.Beat
+    before: Plan
+    plan: Plan
+    dead: list[str]
 
 
 class Coordinator:
@@ -60,22 +71,29 @@ class Coordinator:
         self._ticks = 0
         self._balancer = Balancer(self._settings.pace)
 
-    async def tick(self, nonce: str, beat: control.Beat, before: Plan) -> bool:
-        """One round; false when another leader's term has begun."""
-        if beat.members:
-            plan, dead = self._decide(beat.members, before)
-            if plan != before or dead:
-                # Before the write: when its answer is lost, the next round sees no difference any more.
-                self._unsettled |= {shard for shard, owner in plan.owners.items() if before.owners.get(shard) != owner}
-                version = await self._publish(nonce, plan, dead, beat.members)
-                if version is None:
-                    return False
-            else:
-                version = beat.plan_version
-                self._ticks += 1
-                if self._ticks % AUDIT_EVERY == 0:
-                    self._unsettled = set(self._shards)
-            await self._settle(plan, version, beat.members)
+    def look(self, beat: control.Beat, before: Plan) -> Round | None:
+        """What is to be done after this heartbeat; None when that is nothing, as nearly always."""
+        if not beat.members:
+            return None
+        plan, dead = self._decide(beat.members, before)
+        if plan is before or plan == before:
+            plan = before
+            self._ticks += not dead
+            if not dead and self._ticks % AUDIT_EVERY == 0:
+                self._unsettled = set(self._shards)
+        return Round(beat, before, plan, dead) if plan is not before or dead or self._unsettled else None
+
+    async def perform(self, nonce: str, todo: Round) -> bool:
+        """Does it; false when another leader's term has begun."""
+        plan, before, beat, version = todo.plan, todo.before, todo.beat, todo.beat.plan_version
+        if plan is not before or todo.dead:
+            # Before the write: when its answer is lost, the next round sees no difference any more.
+            self._unsettled |= {shard for shard, owner in plan.owners.items() if before.owners.get(shard) != owner}
+            published = await self._publish(nonce, plan, todo.dead, beat.members)
+            if published is None:
+                return False
+            version = published
+        await self._settle(plan, version, beat.members)
         return True
 
     def _decide(self, members: dict[str, control.Member], before: Plan) -> tuple[Plan, list[str]]:

@@ -22,7 +22,7 @@ from shardq.storage.cluster import Packed
 from shardq.storage.pipes import Pipes
 from shardq.storage.requests import Sending
 
-TURNS = 8  # moments in which the idle shards of a worker are polled, one after another: those of one share a write
+TURNS = 4  # moments in which the idle shards of a worker are polled, one after another: those of one share a write
 
 
 class IdlePoll:

@@ -24,11 +24,12 @@ from shardq.core.lease import Trust, Watch
 from shardq.core.meters import GroupMeters
 from shardq.core.plan import Plan
 from shardq.errors import CorruptData, StoreError, UsageError
-from shardq.runtime.coordinator import Coordinator
+from shardq.runtime.coordinator import Coordinator, Round
 from shardq.runtime.loads import LoadSampler
 from shardq.runtime.outages import Outages
 from shardq.runtime.scheduler import Scheduler
 from shardq.runtime.settings import WorkerSettings
+from shardq.runtime.waker import Waker
 from shardq.storage import control
 from shardq.storage.keys import Keys, ShardKeys
 from shardq.storage.pipes import Pipes
@@ -103,7 +104,7 @@ class Member:
             loads=lambda: self.loads.known,
         )
         self._scheduler = Scheduler(pipes=pipes, keys=keys, leads=lambda: self.leads)
-        self._nudged = anyio.Event()
+        self._nudged, self._nudge = False, Waker()
 
     @property
     def leads(self) -> bool:
@@ -111,7 +112,8 @@ class Member:
 
     def nudge(self, _payload: str = "") -> None:
         """The control bell: the plan, the leader or a member changed, beat now."""
-        self._nudged.set()
+        self._nudged = True
+        self._nudge.set()
 
     def start_leaving(self) -> None:
         """From the next heartbeat on the leader gives this worker's shards to others."""
@@ -128,7 +130,7 @@ class Member:
 
     async def _keep_beating(self) -> None:
         while True:
-            self._nudged = anyio.Event()
+            self._nudged = False
             started = monotonic()
             try:
                 await self._beat()
@@ -137,8 +139,9 @@ class Member:
                 self._outages.failed(f"{self._label}: a heartbeat failed", error)
             # Never longer: the others count a beat that is late.
             pause = self._settings.heartbeat_s * random.uniform(0.8, 1.0) - (monotonic() - started)
-            with anyio.move_on_after(max(pause, 0.01)):
-                await self._nudged.wait()
+            if not self._nudged:
+                await self._nudge.wait(max(pause, 0.01))
+            if self._nudged:
                 # A burst of bells (a rolling start) makes one heartbeat, not one each.
                 await anyio.sleep(min(0.02, self._settings.heartbeat_s / 10))
 
@@ -186,8 +189,10 @@ class Member:
         # Only a heartbeat sent as the leader saw every member. In a task of its own, one at a time: a shard's master
         # that hangs must not hold up the heartbeats.
         if term and term == self._term and self.leads and not self._leading:
-            self._leading = True
-            self._tasks.start_soon(self._lead, beat, self.plan, term)
+            round_ = self._coordinator.look(beat, self.plan)
+            if round_ is not None:
+                self._leading = True
+                self._tasks.start_soon(self._lead, round_, term)
 
     def _interest(self) -> set[str]:
         """The workers whose death would be this one's business: it stands by for a shard of theirs, or claims one."""
@@ -255,9 +260,9 @@ class Member:
             _log.info("%s leads %s/%s, term %d", self.name, self._keys.queue, self._group, term)
             self.nudge()
 
-    async def _lead(self, beat: control.Beat, plan: Plan, term: int) -> None:
+    async def _lead(self, round_: Round, term: int) -> None:
         try:
-            if not await self._coordinator.tick(self.nonce, beat, plan) and self._term == term:
+            if not await self._coordinator.perform(self.nonce, round_) and self._term == term:
                 self._term = 0
             self._outages.well(f"{self._label}: a plan was not stored")
         except (StoreError, CorruptData) as error:

@@ -41,7 +41,8 @@ _log = logging.getLogger("shardq")
 
 PAUSE_AFTER_ERROR_S = 1.0
 FULL_PAUSE_S = 0.1
-TIDY_EVERY_S = 30.0
+TIDY_EVERY_S = 60.0
+TIDY_TOGETHER_S = 5.0  # the shards of a worker that are due within so much share a write
 PROMOTE_AT_ONCE = 500
 HEIR_PATIENCE_S = 2.0
 
@@ -219,7 +220,7 @@ class ShardOwner:
                     ready=self._runners.ready,
                     by_key=self._settings.ordering == "key",
                 )
-                held.tidy_at_monotonic_s = sent + random.uniform(1, TIDY_EVERY_S)
+                held.tidy_at_monotonic_s = _together(sent + random.uniform(1, 1 + TIDY_EVERY_S))
                 self._runners.attach(held)
                 return held
             ours = False  # whatever else the answer is, it says that this worker does not hold it
@@ -388,7 +389,7 @@ class ShardOwner:
                 held.promoted(now, next_ms)
             if now >= held.tidy_at_monotonic_s:
                 more = await calls.tidy(self._pipes, self._keys, timeout_s=self._settings.lease_s / 3)
-                held.tidy_at_monotonic_s = now + (0.0 if more else TIDY_EVERY_S * random.uniform(0.8, 1.2))
+                held.tidy_at_monotonic_s = now if more else _together(now + TIDY_EVERY_S * random.uniform(0.8, 1.2))
                 if held.marked:
                     await redact_marked(self._pipes, self._keys, held.marked)
                 self._well(CANT_KEEP_TIME)
@@ -532,3 +533,7 @@ class ShardOwner:
         return await calls.lease_call(
             self._pipes, self._keys, self._group, function, [proof], timeout_s=self._settings.lease_s, confirm=confirm
         )
+
+
+def _together(moment_s: float) -> float:
+    return moment_s - moment_s % TIDY_TOGETHER_S

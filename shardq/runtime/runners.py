@@ -71,8 +71,12 @@ class Runners:
         self.limits: Limits | None = None
         self.limiter: GroupLimiter | None = None
         self.share: Share | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._turn_began_s = 0.0
+        self._turn_is_told = False
 
     def start(self, tasks: TaskGroup) -> None:
+        self._loop, self._turn_began_s = asyncio.get_running_loop(), monotonic()
         for runner in self._runners:
             tasks.start_soon(self._keep_serving, runner)
 
@@ -155,8 +159,19 @@ class Runners:
 
     def wake(self, count: int) -> None:
         """Wakes as many idle runners as there is work for."""
+        self._tell_turn()
         for _ in range(min(count, len(self._idle))):
             self._idle.pop().set()
+
+    def _tell_turn(self) -> None:
+        """Notes when the next turn of the event loop begins: what all runners do in one counts together."""
+        if not self._turn_is_told and self._loop is not None:
+            self._turn_is_told = True
+            self._loop.call_soon(self._turn_begins)
+
+    def _turn_begins(self) -> None:
+        self._turn_is_told = False
+        self._turn_began_s = monotonic()
 
     async def rest(self) -> None:
         """A runner without work waits here."""
@@ -256,24 +271,27 @@ class MessageRunners(Runners):
     async def _serve(self, runner: _Runner) -> None:
         ready, handler = self.ready, self._handler
         restricted, share = self.limits is not None or self.share is not None, self.share
-        yielded_s = monotonic()
+        fresh = True  # nothing was handled since it was woken
         following: Message | None = None  # the next of the key that was just handled
         while not runner.interrupted:  # a cancellation meant for the last message must not hit the next one
             if following is None and not ready:
                 self._nothing_to_begin()
                 await self.rest()
-                yielded_s = monotonic()
+                fresh = True
                 continue
             now_s = monotonic()
-            if now_s - yielded_s > YIELD_AFTER_S:
+            # Whoever was woken handles one at least: when a turn is long, all would else be woken for nothing.
+            if not fresh and now_s - self._turn_began_s > YIELD_AFTER_S:
                 if following is not None:
                     ready.append(following)  # it is the turn of others
                     following = None
                 # Handlers that never wait must not starve renewals. Not between the look at the lease and the handler's
                 # start: a process that is stopped just there would start it when it wakes, its lease long taken.
-                yielded_s = now_s
-                await anyio.lowlevel.checkpoint()
+                self._tell_turn()
+                await asyncio.sleep(0)
+                fresh = True
                 continue
+            fresh = False
             message = following if following is not None else ready.popleft()
             following = None
             shard: OwnedShard = message.batch.owner  # type: ignore[assignment]  # its only kind; cast() costs a call
@@ -288,7 +306,7 @@ class MessageRunners(Runners):
             if restricted and not (begins := self._may_begin(message, shard, now_s)):
                 if begins is None:
                     await self.rest()
-                    yielded_s = monotonic()
+                    fresh = True
                 continue
             runner.shard = shard
             shard.running += 1

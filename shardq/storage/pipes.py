@@ -192,8 +192,7 @@ class Pipes:
             if not pipe.waiting:
                 if pipe.retired:
                     return
-                pipe.more = anyio.Event()
-                await pipe.more.wait()
+                await pipe.more()
             now = monotonic()
             batch, packed = pipe.take(now)
             if not batch:

@@ -8,7 +8,6 @@ import asyncio
 from collections import deque
 from typing import Any, Protocol
 
-import anyio
 from redis.asyncio.cluster import ClusterNode
 
 from shardq.errors import ShardqError, StoreTimeout, StoreUnavailable
@@ -135,18 +134,30 @@ class Pipe:
     def __init__(self, node: ClusterNode) -> None:
         self.node = node
         self.waiting: deque[Sending] = deque()
-        self.more = anyio.Event()
         self.retired = False
+        self._sender: asyncio.Future[None] | None = None
         self._left = 0
 
     def put(self, sending: Sending) -> None:
         sending.pipe = self
         self.waiting.append(sending)
-        self.more.set()
+        self._rouse()
 
     def retire(self) -> None:
         self.retired = True
-        self.more.set()
+        self._rouse()
+
+    def _rouse(self) -> None:
+        if self._sender is not None and not self._sender.done():
+            self._sender.set_result(None)
+
+    async def more(self) -> None:
+        """The sender waits here until something waits, or it is to end."""
+        self._sender = asyncio.get_running_loop().create_future()
+        try:
+            await self._sender
+        finally:
+            self._sender = None
 
     def one_left(self) -> None:
         """Callers that come and go while the node hangs must not pile up here."""

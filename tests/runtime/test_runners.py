@@ -30,6 +30,7 @@ class Rig:
     """One shard and one runner; `handled` are the values of the messages in the order their handlers began."""
 
     now_s = 100.0
+    turns = 0  # of the event loop
 
     def __init__(
         self, keys: str, handler: Callable[[Message], Awaitable[Any]] | None = None, took_s: float = 0
@@ -68,6 +69,7 @@ class Rig:
                 self.runners.start(tasks)
                 self.runners.deliver(self.shard, [self.messages])
                 while self.shard.session.outstanding:
+                    self.turns += 1
                     await anyio.lowlevel.checkpoint()
                 tasks.cancel_scope.cancel()
         assert self.shard.running == 0
@@ -122,3 +124,17 @@ async def test_a_waker_ends_a_wait_once_and_at_its_time() -> None:
         await waker.wait()
     assert limit.cancelled_caught
     waker.set()
+
+
+async def test_whoever_is_woken_handles_something_however_long_a_turn_of_the_loop_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keys = "".join(chr(ord("a") + place) for place in range(24)) * 4
+    rig = Rig(keys, took_s=2 * runners.YIELD_AFTER_S)
+    rig.runners = MessageRunners(WorkerSettings(concurrency=8), rig.handle)
+    rig.shard.ready = rig.runners.ready
+    assert rig.shard.lanes is not None and rig.runners.ready is not None
+    rig.shard.lanes.ready = rig.runners.ready
+    handled = (await rig.run(monkeypatch)).split()
+    assert len(handled) == len(keys)
+    assert rig.turns <= 2 * len(keys) / 8  # it took turns of 16 times the share of time: 8 messages in each
