@@ -249,6 +249,12 @@ class Session:
         leaving = self._finished or self._dead or self._burials or self._moves or self._drops
         return bool(counted or leaving or self._jobs)
 
+    @property
+    def urgent(self) -> bool:
+        """Whether what is uncommitted is more than messages that are done with: someone may wait for it."""
+        moved = self.retried or self._dead or self._burials or self._moves or self._drops
+        return bool(moved or self._jobs or self._effects)
+
     # -- committing and fetching -----------------------------------------------------------------------------
 
     def ask(self, item_ids: list[int]) -> None:

@@ -41,6 +41,7 @@ _log = logging.getLogger("shardq")
 
 PAUSE_AFTER_ERROR_S = 1.0
 FULL_PAUSE_S = 0.1
+LAST_COMMIT_S = 0.02  # since the step that fetched it, a finished message waits for another one to share a commit with
 TIDY_EVERY_S = 60.0
 TIDY_TOGETHER_S = 5.0  # the shards of a worker that are due within so much share a write
 PROMOTE_AT_ONCE = 500
@@ -68,6 +69,7 @@ class ShardOwner:
         worker: str,
         nonce: str,
         settings: WorkerSettings,
+        bounded: bool,
         pipes: Pipes,
         confirm: Callable[[], Confirm | None],
         polls: IdlePolls,
@@ -87,6 +89,7 @@ class ShardOwner:
         self._worker, self._nonce = worker, nonce
         self._taken = f"taken {nonce}"  # what the bell says when this very worker took the lease
         self._settings, self._pipes, self._confirm = settings, pipes, confirm
+        self._last_commit_s = 0.0 if bounded else LAST_COMMIT_S  # senders to a full queue wait for each commit
         self._polls, self._on_taken, self._runners = polls, on_taken, runners
         self._plan_version, self._hears, self._is_silent = plan_version, hears, is_silent
         self._outages, self._meters = outages, meters
@@ -311,12 +314,15 @@ class ShardOwner:
             or (not caught_up and session.outstanding <= buffer // 2 and session.entries_wanted(buffer) > 0)
         )
         last_commit = session.uncommitted and (session.outstanding == 0 or (held.draining and held.running == 0))
-        if fetch or last_commit:
+        at_once = held.draining or session.urgent or not caught_up
+        if fetch or (last_commit and at_once):
             return 0.0
         due = held.trust.renew_at_monotonic_s
+        if last_commit:  # the next message may come within this time: then one step commits this and fetches that
+            due = min(due, stepped_at + self._last_commit_s)
         if not held.draining:
             due = min(due, now + session.later.due_in_s(now), held.promote_at_monotonic_s)
-        if session.outstanding or session.uncommitted:
+        if session.outstanding:
             commit = max(
                 stepped_at + settings.commit_interval_s,
                 now if session.uncommitted else now + settings.commit_interval_s,

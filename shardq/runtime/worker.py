@@ -398,6 +398,7 @@ class _Running:
             worker=self.name,
             nonce=self.member.nonce,
             settings=self.settings,
+            bounded=self.queue.settings.max_backlog is not None,
             pipes=self.pipes,
             polls=self.polls,
             on_taken=self.taken.set,
