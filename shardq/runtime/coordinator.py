@@ -37,7 +37,7 @@ class Round:
 
 
 class Coordinator:
-    """The leader's work for one group. `begin` at each election, `tick` at each heartbeat."""
+    """The leader's work for one group. `begin` at each election, `look` at each heartbeat, `perform` when that found something."""
 
     def __init__(
         self,

@@ -19,7 +19,8 @@ LEFT_BEFORE_SWEEP = 64
 
 
 class Request(Protocol):
-    """Something to be called on the node that owns `slot`, until `deadline` (the event loop's clock, seconds)."""
+    """Something to be called on the node that owns `slot`, until `deadline` (time.monotonic, seconds: the clock of
+    asyncio, and of uvloop; asking the running loop for it costs a system call on Python 3.11)."""
 
     slot: int
     deadline: float

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import pytest
 
-from shardq.core.session import FIRST, LEFT_NEW, LEFT_NOTHING, LEFT_PENDING, NEW, Put
+from shardq.core.session import FIRST, LEFT_NEW, LEFT_NOTHING, LEFT_PENDING, NEW, Put, Step
 from shardq.errors import CorruptData, StoreRefused
+from shardq.storage import calls
 from shardq.storage.calls import Stepped
 from tests.storage.rig import Rig, ids
 
@@ -147,3 +148,19 @@ async def test_a_key_of_another_type_is_told_and_nothing_is_done(shard: Rig, key
     stepped = await shard.step(token, number=2, limit=5, room=MUCH, finished=finished, acked=len(finished))
     assert stepped.status == "OK", "the number was not used up"
     assert (await shard.counters()).acked == len(finished)
+
+
+async def test_an_idle_step_where_nothing_came_gets_the_answer_that_its_sender_expects(shard: Rig) -> None:
+    token = await shard.own()
+    content = Step(0, NEW, 16, 0, False, 0, 0, [], [], [], room=(500, 100, 1_000_000))
+    before, after = calls.pack_idle_step(shard.shard, "g", token, content)
+    renewals = []
+    for number in (b"1", b"2"):
+        reply = await shard.pipes.command(shard.shard.slot, before + b"$1\r\n" + number + b"\r\n" + after)
+        assert reply == calls.idle_reply(1, b"")
+        renewals.append((await shard.acquire("other")).renewals)
+    assert renewals == ["1", "2"]
+    await shard.append("p", 1, "v")
+    reply = await shard.pipes.command(shard.shard.slot, before + b"$1\r\n3\r\n" + after)
+    content.number = 3
+    assert len(calls.read_step(shard.shard, "g", content, reply).fetched.entries) == 1
