@@ -37,7 +37,7 @@ class Round:
 
 
 class Coordinator:
-    """The leader's work for one group. `begin` at each election, `look` at each heartbeat, `perform` when that found something."""
+    """The leader's work for one group. `begin` at each election, `look` at each heartbeat, `perform` what it found."""
 
     def __init__(
         self,

@@ -133,7 +133,8 @@ async def test_whoever_is_woken_handles_something_however_long_a_turn_of_the_loo
     rig = Rig(keys, took_s=2 * runners.YIELD_AFTER_S)
     rig.runners = MessageRunners(WorkerSettings(concurrency=8), rig.handle)
     rig.shard.ready = rig.runners.ready
-    assert rig.shard.lanes is not None and rig.runners.ready is not None
+    assert rig.shard.lanes is not None
+    assert rig.runners.ready is not None
     rig.shard.lanes.ready = rig.runners.ready
     handled = (await rig.run(monkeypatch)).split()
     assert len(handled) == len(keys)
