@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -20,11 +20,20 @@ class Plan:
     standby: Mapping[int, str] = field(default_factory=dict)
 
     @classmethod
-    def make(cls, shards: Iterable[int], members: Iterable[str], before: Plan) -> Plan:
-        """The plan that follows `before` for these members: balanced, sticky, fewest moves."""
-        members = list(members)
-        owners = assign(shards, members, before.owners)
-        return cls(owners, standby(owners, members))
+    def make(cls, shards: Iterable[int], members: Iterable[str], before: Plan, retired: Collection[int] = ()) -> Plan:
+        """The plan that follows `before` for these members: balanced, sticky, fewest moves.
+
+        retired   those of `shards` that take no messages any more: balanced by themselves, for with little to do they
+                  are no match for the others
+        """
+        members, old = list(members), set(retired)
+        owners: dict[int, str] = {}
+        heirs: dict[int, str] = {}
+        for kind in _parted(shards, old):
+            own = assign(kind, members, before.owners)
+            owners |= own
+            heirs |= standby(own, members)
+        return cls(dict(sorted(owners.items())), dict(sorted(heirs.items())))
 
     def to_bytes(self) -> bytes:
         """Equal plans give equal bytes."""
@@ -39,3 +48,10 @@ class Plan:
             msg = f"a plan does not decode: {error}"
             raise CorruptData(msg) from error
         return cls(dict(owners), dict(others))
+
+
+def _parted(shards: Iterable[int], old: Collection[int]) -> list[Iterable[int]]:
+    if not old:
+        return [shards]
+    shards = list(shards)
+    return [[shard for shard in shards if shard not in old], [shard for shard in shards if shard in old]]

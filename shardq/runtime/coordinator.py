@@ -8,7 +8,7 @@ stored and only differences are written.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from time import monotonic
 
@@ -49,9 +49,10 @@ class Coordinator:
         settings: WorkerSettings,
         outages: Outages,
         loads: Callable[[], Mapping[int, float] | None],
+        retired: Callable[[], Collection[int]] = tuple,
     ) -> None:
         self._pipes, self._keys, self._group, self._settings = pipes, keys, group, settings
-        self._shards = shards
+        self._shards, self._retired = shards, retired
         self._outages, self._cant_offer = outages, f"{keys.queue}/{group}: can't offer a shard yet"
         self._loads, self._balancer = loads, Balancer(settings.pace)
         self._differ: list[str] = []
@@ -59,9 +60,7 @@ class Coordinator:
         self._watches: dict[str, Watch] = {}
         self._unsettled: set[int] = set()
         self._ticks = 0
-        self._made: tuple[list[str], tuple[int, ...], Plan, Plan] | None = (
-            None  # for whom, what, from which plan, which
-        )
+        self._made: tuple[tuple[list[str], tuple[int, ...], tuple[int, ...]], Plan, Plan] | None = None
 
     def begin(self, term: int) -> None:
         """A new term: whoever is a member counts as alive until it has stood still for a whole lease from now."""
@@ -113,10 +112,10 @@ class Coordinator:
 
     def _by_count(self, alive: list[str], before: Plan) -> Plan:
         """The plan for these members, made anew only when it can be another one."""
-        made, shards = self._made, tuple(self._shards)
-        if made is None or made[0] != alive or made[1] != shards or made[2] is not before:
-            made = self._made = (alive, shards, before, Plan.make(shards, alive, before))
-        return made[3]
+        made, shards, retired = self._made, tuple(self._shards), tuple(self._retired())
+        if made is None or made[0] != (alive, shards, retired) or made[1] is not before:
+            made = self._made = ((alive, shards, retired), before, Plan.make(shards, alive, before, retired))
+        return made[2]
 
     def _warn_of_others(self, alive: Mapping[str, control.Member]) -> None:
         """Workers that would have it otherwise: said once while there are any. The next leader may be one."""
@@ -158,6 +157,7 @@ class Coordinator:
 
     async def _settle(self, plan: Plan, version: int, members: dict[str, control.Member]) -> None:
         """Offers every shard whose living owner is not the planned one, until it has moved."""
+        self._unsettled &= self._shards.keys()  # some may have been removed
         wanted = [(shard, plan.owners.get(shard, "")) for shard in sorted(self._unsettled)]
         wanted = [(shard, owner) for shard, owner in wanted if owner in members]
         if not wanted:

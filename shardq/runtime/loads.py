@@ -93,7 +93,10 @@ class LoadSampler:
         try:
             counts = await work_counts(self._pipes, keys, self._group, timeout_s=_TIMEOUT_S)
         except ShardqError as error:
-            self._outages.failed(self._cant_read, error, shard)
+            if shard in self._shards:
+                self._outages.failed(self._cant_read, error, shard)
+            else:
+                self._outages.well(self._cant_read, shard)  # it was removed since
             return
         self._outages.well(self._cant_read, shard)
         self._meter.see(shard, anyio.current_time(), counts)

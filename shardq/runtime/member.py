@@ -23,15 +23,17 @@ import anyio
 from shardq.core.lease import Trust, Watch
 from shardq.core.meters import GroupMeters
 from shardq.core.plan import Plan
-from shardq.errors import CorruptData, StoreError, UsageError
+from shardq.errors import CorruptData, StoreError, UnknownQueue, UsageError
 from shardq.runtime.coordinator import Coordinator, Round
 from shardq.runtime.loads import LoadSampler
 from shardq.runtime.outages import Outages
 from shardq.runtime.scheduler import Scheduler
 from shardq.runtime.settings import WorkerSettings
+from shardq.runtime.table import BELL, TableFollower
+from shardq.runtime.upkeep import Upkeep
 from shardq.runtime.waker import Waker
 from shardq.storage import control
-from shardq.storage.keys import Keys, ShardKeys
+from shardq.storage.keys import Keys
 from shardq.storage.pipes import Pipes
 
 _log = logging.getLogger("shardq")
@@ -55,7 +57,7 @@ class Member:
         pipes: Pipes,
         keys: Keys,
         group: str,
-        shards: dict[int, ShardKeys],
+        table: TableFollower,
         name: str,
         settings: WorkerSettings,
         takes_shards: bool,
@@ -73,6 +75,7 @@ class Member:
         self.paused = False
         self.leaving = not takes_shards
         self._pipes, self._keys, self._group, self._settings = pipes, keys, group, settings
+        self._table = table
         self._on_change = on_change
         self._claimed_from = claimed_from
         self._outages = outages = outages or Outages()
@@ -87,7 +90,7 @@ class Member:
         self.loads = LoadSampler(
             pipes=pipes,
             group=group,
-            shards=shards,
+            shards=table.queue.shards,
             settings=settings,
             leads=lambda: self.leads,
             outages=outages,
@@ -98,13 +101,15 @@ class Member:
             pipes=pipes,
             keys=keys,
             group=group,
-            shards=shards,
+            shards=table.queue.shards,
             settings=settings,
             outages=outages,
             loads=lambda: self.loads.known,
+            retired=lambda: table.queue.table.retired_by_id,
         )
         self._scheduler = Scheduler(pipes=pipes, keys=keys, leads=lambda: self.leads)
         self._nudged, self._nudge = False, Waker()
+        self._upkeep = Upkeep(pipes=pipes, keys=keys, table=table, leads=lambda: self.leads, outages=outages)
 
     @property
     def leads(self) -> bool:
@@ -115,6 +120,13 @@ class Member:
         self._nudged = True
         self._nudge.set()
 
+    def ring(self, payload: str) -> None:
+        """What the control bell says; nothing, when it can be heard from now on."""
+        if payload in (BELL, ""):
+            self._table.look()
+        if payload != BELL:  # of a new table the leader tells when it has made a plan
+            self.nudge()
+
     def start_leaving(self) -> None:
         """From the next heartbeat on the leader gives this worker's shards to others."""
         self.leaving = True
@@ -124,6 +136,8 @@ class Member:
         async with anyio.create_task_group() as self._tasks:
             # Beside the heartbeats: whatever it waits for does not hold them up.
             self._tasks.start_soon(self._scheduler.run)
+            self._tasks.start_soon(self._table.run)
+            self._tasks.start_soon(self._upkeep.run)
             if self._samples_loads:
                 self._tasks.start_soon(self.loads.run)
             await self._keep_beating()
@@ -218,6 +232,8 @@ class Member:
             _log.warning("%s/%s: %s; the leader makes a new one", self._keys.queue, self._group, error)
             self.plan = Plan()
         self.plan_version = beat.plan_version
+        if self.plan.owners and self.plan.owners.keys() != self._table.queue.shards.keys():
+            self._table.look()  # the leader has another table, or had
         self._on_change()
 
     def _take_members(self, members: dict[str, control.Member], now: float) -> None:
@@ -257,15 +273,21 @@ class Member:
             self._term = term
             self._trust = Trust(self._settings.leader_lease_s, sent)
             self._coordinator.begin(term)
+            self._table.look()
             _log.info("%s leads %s/%s, term %d", self.name, self._keys.queue, self._group, term)
             self.nudge()
 
     async def _lead(self, round_: Round, term: int) -> None:
         try:
+            if not round_.before.owners.keys() <= self._table.queue.shards.keys():
+                await self._table.read()  # before others lose the shards that only this leader does not know
+                if (again := self._coordinator.look(round_.beat, round_.before)) is None:
+                    return
+                round_ = again
             if not await self._coordinator.perform(self.nonce, round_) and self._term == term:
                 self._term = 0
             self._outages.well(f"{self._label}: a plan was not stored")
-        except (StoreError, CorruptData) as error:
+        except (StoreError, CorruptData, UnknownQueue) as error:
             self._outages.failed(f"{self._label}: a plan was not stored", error)
         finally:
             self._leading = False

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import monotonic
 
 import anyio
@@ -25,12 +25,14 @@ from shardq.core.session import LEFT_NOTHING, Step
 from shardq.errors import CorruptData, LeaseLost, ShardqError, StoreError
 from shardq.runtime.delete import read_marks, redact_marked
 from shardq.runtime.failures import dead_record_of
+from shardq.runtime.gates import Gates, pause_s
 from shardq.runtime.grants import GrantConfirm
 from shardq.runtime.idle import IdlePoll, IdlePolls
 from shardq.runtime.outages import Outages
 from shardq.runtime.runners import Runners
 from shardq.runtime.settings import WorkerSettings
 from shardq.runtime.shard import OwnedShard
+from shardq.runtime.table import TableFollower
 from shardq.storage import calls
 from shardq.storage.cluster import Confirm
 from shardq.storage.groups import Start, open_group
@@ -78,6 +80,9 @@ class ShardOwner:
         plan_version: Callable[[], int],
         hears: Callable[[str], bool],
         is_silent: Callable[[str], bool],
+        parents: Callable[[], Mapping[int, ShardKeys]],
+        table: TableFollower,
+        gates: Gates,
         outages: Outages,
         meters: GroupMeters,
     ) -> None:
@@ -85,7 +90,10 @@ class ShardOwner:
         self.held: OwnedShard | None = None
         self.wanted = True
         self.leaving = False
+        self.keys = keys
         self._queue, self._group, self._keys = queue, group, keys
+        self._parents, self._table, self._gates = parents, table, gates
+        self._gated_since_s: float | None = None
         self._worker, self._nonce = worker, nonce
         self._taken = f"taken {nonce}"  # what the bell says when this very worker took the lease
         self._settings, self._pipes, self._confirm = settings, pipes, confirm
@@ -145,20 +153,28 @@ class ShardOwner:
                 return
             self.held = held
             self._on_taken()
+            lost: LeaseLost | None = None
             self._meters.shards += 1
             try:
                 ours = not await self._serve(held)
             except LeaseLost as error:
-                _log.warning("%s", error)
-                self._meters.fenced += 1
-                ours = False
+                lost, ours = error, False
             finally:
                 self._meters.shards -= 1
             held.lose()
             self._runners.interrupt(held)
+            if lost is not None:
+                await self._tell_lost(lost)
             while held.running:  # a handler slow to end must not meet its key's next one in a claim of our own
                 await held.awake.wait()
             self.held = self._unanswered = None
+
+    async def _tell_lost(self, error: LeaseLost) -> None:
+        if await self._table.has(self.shard):
+            _log.warning("%s", error)
+            self._meters.fenced += 1
+        else:
+            _log.info("shard %d of %s, which was retired, is removed", self.shard, self._queue)
 
     async def abandon(self) -> None:
         """After a cancellation: one last commit of what was finished, and the lease back. Errors leave it to time."""
@@ -202,6 +218,7 @@ class ShardOwner:
                     seen,
                     timeout_s=self._settings.lease_s,
                     confirm=grant.confirm,
+                    parents=self._parents(),
                 )
             except ShardqError as error:
                 self._failed(CANT_TAKE, error)
@@ -211,6 +228,7 @@ class ShardOwner:
             self._well(CANT_TAKE)
             if reply.status == "OK":
                 self.claimed_from = ""
+                self._pass_gate()
                 held = OwnedShard(
                     self._queue,
                     self._group,
@@ -234,13 +252,32 @@ class ShardOwner:
                 pause = max(min(pause * random.uniform(0.7, 1.0), self._settings.lease_s - still), 0.001)
                 if reply.heir == self._nonce:
                     await self._say_ready()
-            elif reply.status == "MISSING":
+            elif reply.status == "GATED":
+                pause, held_at = self._wait_at_gate(reply), None
+            elif reply.status == "MISSING" and await self._table.has(self.shard):
                 await self._open_group()
             with anyio.move_on_after(pause):
                 await self._bell.wait()
         self.claimed_from = ""
+        self._pass_gate()
         self._well(CANT_TAKE)
         return None
+
+    def _wait_at_gate(self, reply: calls.Acquired) -> float:
+        """The group has to finish older shards first, whoever claims this one: returns how long to wait. Whoever
+        finishes them rings this shard's bell."""
+        self.claimed_from = ""
+        if not reply.left:
+            self._table.doubt()
+        self._gates.waits(self.shard, reply.parent, reply.left)
+        now = monotonic()
+        if self._gated_since_s is None:
+            self._gated_since_s = now
+        return pause_s(now - self._gated_since_s, hears=self._hears(self._keys.bell))
+
+    def _pass_gate(self) -> None:
+        self._gated_since_s = None
+        self._gates.passed(self.shard)
 
     def _failed(self, what: str, error: object) -> None:
         self._outages.failed(f"{self._queue}/{self._group}: {what}", error, self.shard)

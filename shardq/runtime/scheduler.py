@@ -138,7 +138,7 @@ class Scheduler:
         for tick in due.ticks:
             batch = self._message(schedule, cron.iso(tick), due.left_out if tick == due.ticks[0] else 0)
             status = await schedules.append_tick(self._pipes, shard, schedule.name, tick, batch, self._confirm())
-            if status == "STALE":  # another leader was faster, or the shard was closed just now
+            if status in ("STALE", "SEALED"):  # another leader was faster, or the shard was closed or retired just now
                 return False
             if status != "OK":
                 msg = f"{shard.stream} takes no messages ({status})"

@@ -13,8 +13,10 @@ from shardq.runtime.autosplit import AutoSplitter, newest_keys
 from shardq.runtime.bells import Bells
 from shardq.runtime.client import Client
 from shardq.runtime.member import Member, made_up_name
+from shardq.runtime.outages import Outages
 from shardq.runtime.queue import Queue
 from shardq.runtime.settings import WorkerSettings
+from shardq.runtime.table import TableFollower
 from shardq.runtime.tasks import one_error, outliving_tasks
 from shardq.storage.keys import check_name
 from shardq.storage.pipes import Pipes
@@ -53,19 +55,22 @@ async def _coordinate(
     async with outliving_tasks() as plumbing:
         # Its pipes outlive the heartbeats: they carry the goodbye.
         bells = Bells(client.cluster)
+        outages = Outages()
+        table = TableFollower(joined, on_change=lambda: member.nudge() if member.leads else None, outages=outages)
         member = Member(
             pipes=Pipes(client.cluster, plumbing, client.on_retry),
             keys=joined.keys,
             group=group,
-            shards=joined.shards,
+            table=table,
             name=made_up_name("coordinator"),
             settings=settings,
             takes_shards=False,
             on_change=lambda: None,
+            outages=outages,
             samples_loads=autosplit is not None,
             meters=client.meters.group(joined.name, group) if client.meters is not None else None,
         )
-        bells.listen(joined.keys.control_slot, joined.keys.control_bell(group), member.nudge)
+        bells.listen(joined.keys.control_slot, joined.keys.control_bell(group), member.ring)
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(bells.run, tasks)

@@ -25,6 +25,7 @@ from shardq.core.values import ValueType
 from shardq.errors import ClosedError, UsageError
 from shardq.runtime.bells import Bells
 from shardq.runtime.client import Client
+from shardq.runtime.gates import Gates
 from shardq.runtime.groups import Position
 from shardq.runtime.handlers import (
     Middleware,
@@ -46,10 +47,11 @@ from shardq.runtime.runners import BatchRunners, MessageRunners, Runners
 from shardq.runtime.schedules import make_schedule
 from shardq.runtime.settings import DEFAULT_RETRY, WorkerSettings
 from shardq.runtime.slots import Share
+from shardq.runtime.table import TableFollower
 from shardq.runtime.tasks import one_error, outliving_tasks
 from shardq.runtime.tracing import Tracer
 from shardq.runtime.waker import Waker
-from shardq.storage.keys import check_name
+from shardq.storage.keys import ShardKeys, check_name
 from shardq.storage.pipes import Pipes
 
 _log = logging.getLogger("shardq")
@@ -304,6 +306,8 @@ class _Running:
         self.meters = client.meters.group(queue.name, worker.group) if client.meters is not None else GroupMeters()
         self.bells = Bells(client.cluster)
         self.outages = Outages()
+        self.table = TableFollower(queue, on_change=self._take_table, outages=self.outages)
+        self.gates = Gates(f"{queue.name}/{worker.group}")
         self.owners: dict[int, ShardOwner] = {}
         self.idle = anyio.Event()
         self.taken = Waker()
@@ -316,7 +320,7 @@ class _Running:
                 pipes=pipes,
                 keys=self.queue.keys,
                 group=self.worker.group,
-                shards=self.queue.shards,
+                table=self.table,
                 name=self.name,
                 settings=self.settings,
                 takes_shards=True,
@@ -328,7 +332,7 @@ class _Running:
             self.member, self.pipes = member, pipes
             self.polls = IdlePolls(pipes, self.settings.idle_poll_s, random.random())
             control = self.queue.keys.control_bell(self.worker.group)
-            self.bells.listen(self.queue.keys.control_slot, control, member.nudge)
+            self.bells.listen(self.queue.keys.control_slot, control, member.ring)
             try:
                 async with anyio.create_task_group() as tasks:
                     self.tasks: TaskGroup = tasks
@@ -384,6 +388,21 @@ class _Running:
             elif wanted:
                 self._start_owner(shard)
 
+    def _take_table(self) -> None:
+        """There are other shards than before."""
+        for shard, owner in self.owners.items():
+            if shard not in self.queue.shards:
+                owner.leave(has_heir=False)
+        self._replan()
+        if self.member.leads:
+            self.member.nudge()  # a plan for them at once
+
+    def _parents(self, shard: int) -> dict[int, ShardKeys]:
+        """The retired shards that the group has to finish before it may own this one."""
+        table = self.queue.table
+        older = table.ancestors(shard) if shard in table.by_id else ()
+        return {each.id: self.queue.shards[each.id] for each in older}
+
     def _claimed_from(self) -> set[str]:
         """Who holds the leases that this worker is about to take."""
         return {owner.claimed_from for owner in self.owners.values() if owner.held is None and owner.claimed_from}
@@ -407,6 +426,9 @@ class _Running:
             plan_version=lambda: self.member.plan_version,
             hears=self.bells.hears,
             is_silent=lambda name: name in self.member.silent,
+            parents=lambda: self._parents(shard),
+            table=self.table,
+            gates=self.gates,
             outages=self.outages,
             meters=self.meters,
         )
@@ -418,14 +440,15 @@ class _Running:
         await owner.run()
         if self.owners.get(owner.shard) is owner:
             del self.owners[owner.shard]
-            self.bells.drop(self.queue.shards[owner.shard].bell)
+            self.bells.drop(owner.keys.bell)
         if not self.owners:
             self.idle.set()
         self._replan_if_wanted(owner.shard)
 
     def _replan_if_wanted(self, shard: int) -> None:
         """The plan may have come back to this worker while the claim was ending."""
-        if not self.resting and self.member.plan.owners.get(shard) == self.name and shard not in self.owners:
+        planned = self.member.plan.owners.get(shard) == self.name and shard in self.queue.shards
+        if planned and not self.resting and shard not in self.owners:
             self._start_owner(shard)
 
     async def _guard_trust(self) -> None:

@@ -39,6 +39,18 @@ async def stored_queue(pipes: Pipes, keys: Keys) -> Declared | None:
         return Declared(text(table), text(settings or b""), int(version or 0), plan, bool(plan and committed))
 
 
+async def read_changes(pipes: Pipes, keys: Keys) -> tuple[int, bytes]:
+    """The version of the routing table, and the plan of a reshard under way, empty when there is none. Small where
+    nothing goes on. Raises UnknownQueue."""
+    reply = await pipes.command(keys.control_slot, pack_command("HMGET", keys.routing, "version", "reshard"))
+    with shape("HMGET"):
+        version, plan = reply
+        if version is not None:
+            return int(version), text(plan or b"")
+    msg = f"queue {keys.queue!r} does not exist (any more)"
+    raise UnknownQueue(msg)
+
+
 async def declare(pipes: Pipes, keys: Keys, version: int, table: bytes, settings: bytes) -> Declared:
     """Publishes a routing table and settings unless the queue has them; returns those that stand."""
     reply = await pipes.call(keys.control_slot, "declare", [keys.routing], [version, table, settings])

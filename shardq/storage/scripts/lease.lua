@@ -47,6 +47,10 @@ local function lease_gated(keys, args)
     if left then return {'GATED', id, decimal(left)} end
   end
   redis.call('HSET', keys[1], 'gate', '')
+  -- Sealed in turn meanwhile, and empty: nobody else will tell those who wait for this one.
+  for channel in string.gmatch(redis.call('HGET', keys[2], 'children') or '', '%S+') do
+    redis.call('SPUBLISH', channel, 'lease')
+  end
   return nil
 end
 
