@@ -104,7 +104,8 @@ def _shard_row(look: Look, shard: ShardView, group: str) -> list[str]:
     if view is None:
         return [*where, str(shard.appended), "-", "-", rate, "-", "-"]
     counts = [str(view.backlog), str(view.pel_messages), age(view.oldest_age_s)]
-    return [*where, *counts, rate, view.owner or "-", lease_word(view)]
+    lease = lease_word(view) + ("" if shard.state == "open" else ", retired")
+    return [*where, *counts, rate, view.owner or "-", lease]
 
 
 def _shard_rate(look: Look, shard: ShardView, group: str) -> float | None:

@@ -185,7 +185,7 @@ def _style(column: Column, row: Row, at: int) -> str:
     if row.stale:
         return "red"
     match column.field:
-        case "hot":
+        case "hot" if value == "hot":
             return "bold red"
         case "lease" if value == "free":
             return "red"

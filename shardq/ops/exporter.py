@@ -39,6 +39,12 @@ _OF_SHARDS: list[tuple[type[Metric], str, str, Callable[[ShardView], float]]] = 
     (GaugeMetricFamily, "shardq_stream_entries", "Entries in the stream.", lambda shard: shard.entries),
     (GaugeMetricFamily, "shardq_delayed_messages", "Messages that are not due yet.", lambda shard: shard.delayed),
     (
+        GaugeMetricFamily,
+        "shardq_shard_retired",
+        "1 when a reshard put other shards in its place: it takes no messages and goes when nothing of it is needed.",
+        lambda shard: shard.state != "open",
+    ),
+    (
         CounterMetricFamily,
         "shardq_messages_dropped",
         "Messages dropped unfinished because the queue was full.",

@@ -36,6 +36,7 @@ REQUIRED = {
     "shardq_dead_letters": "gauge",
     "shardq_waiting_messages": "gauge",
     "shardq_delayed_messages": "gauge",
+    "shardq_shard_retired": "gauge",
     "shardq_pel_entries": "gauge",
     "shardq_pel_messages": "gauge",
     "shardq_backlog_messages": "gauge",

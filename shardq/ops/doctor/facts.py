@@ -68,6 +68,7 @@ class QueueFacts:
 
     shards, masters  how many it has, and over how many masters with slots they could spread
     members          of each group, before and after
+    reshard          a reshard that was under way in both looks: "opening", or "sealing" when producers wait for it
     missing          keys that are not there, by shard; `denied` are rights that were missing on the way
     """
 
@@ -85,6 +86,7 @@ class QueueFacts:
     hot: Sequence[HotShard] = ()
     denied: frozenset[str] = frozenset()
     user: str = ""
+    reshard: str = ""
 
     def alive(self, group: str) -> dict[str, Member]:
         """Members that beat in between, or came; coordinators too."""

@@ -9,6 +9,9 @@ from shardq.core.findings import Finding, Level
 from shardq.core.hot import hot_shards
 from shardq.ops.doctor.check import Check
 from shardq.ops.doctor.facts import MIB, HotShard, Limits, QueueFacts
+from shardq.ops.doctor.reshards import count_of as _count
+from shardq.ops.doctor.reshards import gated, reshards
+from shardq.ops.doctor.reshards import group_of as _group
 from shardq.ops.doctor.servers import denied_right
 from shardq.ops.inspect import GroupView, QueueView, ShardView
 
@@ -45,7 +48,8 @@ def groups_everywhere(queue: QueueFacts, _limits: Limits) -> Iterator[Finding]:
 def unowned(queue: QueueFacts, _limits: Limits) -> Iterator[Finding]:
     """Backlog without workers; shards without an owner although there are workers; pending entries without an owner."""
     for group, views in _by_group(queue.after).items():
-        free = [number for number, view in views.items() if not view.held and _same(queue, number, group)]
+        waiting = gated(queue.after, group)  # nobody may own these yet
+        free = [n for n, view in views.items() if not view.held and n not in waiting and _same(queue, n, group)]
         pending = [number for number in free if views[number].pel_entries]
         backlog = sum(view.backlog for view in views.values())
         if group in queue.paused_groups():
@@ -176,7 +180,7 @@ def full(queue: QueueFacts, limits: Limits) -> Iterator[Finding]:
         return
     full_now, nearly = [], []
     for number, shard in queue.after.shards.items():
-        used = _waiting(shard)
+        used = _waiting(shard) if shard.state == "open" else 0
         if used >= share:
             full_now.append(number)
         elif used >= limits.memory * share:
@@ -241,17 +245,8 @@ def _by_group(view: QueueView) -> dict[str, dict[int, GroupView]]:
     return dict(sorted(found.items()))
 
 
-def _count(numbers: list[int]) -> str:
-    shown = ", ".join(map(str, numbers[:_SHOWN])) + (", ..." if len(numbers) > _SHOWN else "")
-    return f"shard{'s' * (len(numbers) != 1)} {shown}"
-
-
 def _shard(queue: QueueFacts, shard: int) -> str:
     return f"{queue.name} shard {shard}"
-
-
-def _group(queue: QueueFacts, group: str) -> str:
-    return f"{queue.name} / {group}"
 
 
 def _always(_queue: QueueFacts) -> bool:
@@ -271,6 +266,7 @@ CHECKS: tuple[Check[QueueFacts], ...] = (
     Check("shards", "every shard can be read and is whole", shards, lambda queue: not queue.denied),
     Check("groups", "every group is registered on every shard", groups_everywhere, _has_groups),
     Check("owners", "nothing waits for a worker that is not there", unowned, _has_groups),
+    Check("reshards", "no change of shards is unfinished", reshards, _readable),
     Check("leases", "every lease that is held is alive", still, _has_groups),
     Check(
         "consumers", "nobody else reads in the groups", consumers, lambda queue: _has_groups(queue) and not queue.denied

@@ -4,6 +4,7 @@ a queue whose routing table can't be read raises.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from shardq.storage.cluster import Cluster, pack_command
 from shardq.storage.control import Member, control_state
 from shardq.storage.keys import Keys, ShardKeys, queue_of_key
 from shardq.storage.node_facts import is_denied, keys_under
+from shardq.storage.queues import stored_queue
 from shardq.storage.reply import shape
 from shardq.storage.trouble import Trouble
 
@@ -43,6 +45,8 @@ class Look:
     view: QueueView
     members: Members
     call_s: float
+    plan: bytes = b""
+    sealing: bool = False
     denied: set[str] = field(default_factory=set)
 
 
@@ -58,6 +62,7 @@ async def look(client: Client, name: str, call_s: float = CALL_S) -> Look:
         ) from None
     view = await read_queue(client, name, timeout_s=call_s)
     found = Look(queue, view, {}, call_s)
+    await _look_at_plan(client, found)
     if any("NOPERM" in why for why in view.unreadable.values()):
         found.denied.add(f"{_INSPECTS} ~{client.prefix}:*")
     groups = sorted({group for shard in view.shards.values() for group in shard.groups})
@@ -74,6 +79,13 @@ async def look(client: Client, name: str, call_s: float = CALL_S) -> Look:
         for group in groups:
             tasks.start_soon(look_at_members, group)
     return found
+
+
+async def _look_at_plan(client: Client, found: Look) -> None:
+    with contextlib.suppress(ShardqError):  # the table was read: this is seldom refused, and said of the queue then
+        stored = await stored_queue(client.pipes, found.queue.keys)
+        if stored is not None:
+            found.plan, found.sealing = stored.reshard, stored.committed
 
 
 async def look_again(client: Client, earlier: Look, over_s: float, limits: Limits, user: str) -> QueueFacts:
@@ -96,6 +108,7 @@ async def look_again(client: Client, earlier: Look, over_s: float, limits: Limit
         strays=strays,
         foreign_groups=foreign,
         hot=hot,
+        reshard=("sealing" if later.sealing else "opening") if later.plan and later.plan == earlier.plan else "",
         denied=frozenset(denied),
     )
 

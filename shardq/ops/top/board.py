@@ -219,7 +219,7 @@ def _shard_row(look: Look, shard: ShardView, group: str, level: Level, hot: froz
     lease: tuple[Value, ...] = ("-", None) if view is None else (lease_word(view), view.epoch)
     owner: tuple[Value, ...] = () if level == "worker" else ((view.owner or "-") if view is not None else "-",)
     values = (shard.shard, shard.slot, shard.node or "-", *left, stored, handled, *owner, *lease)
-    values = (*values, "hot" if shard.shard in hot else "")
+    values = (*values, "hot" if shard.shard in hot else "" if shard.state == "open" else "retired")
     opens = Place("shard", look.view.queue, group, shard.shard)
     return Row(opens, values, shard.shard in look.view.unreadable, shard.shard in hot)
 

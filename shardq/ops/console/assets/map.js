@@ -30,8 +30,9 @@ export function describe(store, id) {
   const lease = s.lease ? `, ${s.owner ? `${s.owner}, lease ${s.lease}` : "lease free"}` : "";
   const down = s.up ? "" : ", not read now";
   const dead = s.dead ? `, ${plural(s.dead, "dead letter")}` : "";
+  const retired = s.state === "open" ? "" : ", retired";
   return `Shard ${id}, slot ${s.slot} on ${s.node || "no node"}: backlog ${count(s.backlog)}, pending ${count(s.pel)}, `
-    + `handled ${rate(s.handled_rate)}/s, oldest ${span(s.oldest_s)}${dead}${lease}${down}`;
+    + `handled ${rate(s.handled_rate)}/s, oldest ${span(s.oldest_s)}${dead}${lease}${retired}${down}`;
 }
 
 export class ShardMap {
