@@ -50,6 +50,7 @@ class Scheduler:
         self._version: bytes | None = None
         self._kept: dict[str, tuple[bytes, anyio.CancelScope]] = {}
         self._told: dict[str, str] = {}
+        self._sealed: set[str] = set()
         self._outages, self._unread = Outages(), f"the schedules of {keys.queue} can't be read"
 
     async def run(self) -> None:
@@ -138,11 +139,15 @@ class Scheduler:
         for tick in due.ticks:
             batch = self._message(schedule, cron.iso(tick), due.left_out if tick == due.ticks[0] else 0)
             status = await schedules.append_tick(self._pipes, shard, schedule.name, tick, batch, self._confirm())
-            if status in ("STALE", "SEALED"):  # another leader was faster, or the shard was closed or retired just now
+            if status == "STALE":  # another leader was faster, or the shard was closed just now
+                return False
+            if status == "SEALED" and schedule.name not in self._sealed:  # by a reshard: the next look knows where to
+                self._sealed.add(schedule.name)
                 return False
             if status != "OK":
                 msg = f"{shard.stream} takes no messages ({status})"
                 raise StoreRefused(msg)
+            self._sealed.discard(schedule.name)
         if due.late:
             self._tell_missed(schedule, due)
         return True

@@ -105,6 +105,7 @@ CHANGES: tuple[Callable[[shardq.Queue], Awaitable[object]], ...] = (
 )
 
 
+@pytest.mark.server_kinds("redis8", "valkey9")
 async def test_two_groups_handle_everything_in_order_through_splits_and_merges(
     client: shardq.Client, cluster: LocalCluster, queue_name: str, tmp_path: Path
 ) -> None:
@@ -147,7 +148,7 @@ async def test_workers_die_while_shards_come_and_go(
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(crowd.thin_out)
             await crowd.deaths(1)
-            for change in CHANGES:
+            for change in CHANGES[::2]:
                 await story.send(100)
                 before = crowd.kills
                 await change(queue)
