@@ -32,10 +32,10 @@ def test_a_long_wait_is_said_once_in_a_while_and_its_end(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "shardq")
-    now_s = 100.0
-    monkeypatch.setattr(gates, "monotonic", lambda: now_s)
+    clock = [0.0]
+    monkeypatch.setattr(gates, "monotonic", lambda: clock[0])
     waiting = Gates("q/g")
-    for now_s in (100.0, 104.0, 106.0, 150.0, 167.0):
+    for clock[0] in (100.0, 104.0, 106.0, 150.0, 167.0):
         for shard in range(10, 20):
             waiting.waits(shard, shard % 2, 7)
     said = [record.getMessage() for record in caplog.records]
