@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -128,6 +128,18 @@ async def test_delayed_messages_that_were_left_behind_are_moved(
             assert await step(work)
         await until(lambda: clerk.total == 1, 20, "the delayed message, by way of a child")
         assert (await queue.refresh(), (await queue.counters([]))[0].appended) == (True, 0)
+
+
+async def test_the_bell_is_enough(client: shardq.Client, queue_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = await client.queue(queue_name, shards=1)
+    monkeypatch.setattr(upkeep, "LOOK_EVERY_S", 1000)
+    clerk = Clerk(queue_name)
+    async with at_work(client, clerk):
+        await until(lambda: owned_by_somebody(queue), 20, "an owner")
+        await anyio.sleep(0.2)  # the only look is over
+        await queue.split_all()
+        await send(queue, 0)
+        await until(lambda: clerk.total == 3 * len(KEYS), 20, "all to be handled")
 
 
 async def test_a_bell_that_was_lost_costs_a_second_or_two(client: shardq.Client, queue_name: str) -> None:
@@ -334,19 +346,18 @@ async def test_a_dead_letter_of_an_old_shard_is_replayed_there(client: shardq.Cl
 
 
 async def test_new_shards_are_spread_whatever_is_retired(client: shardq.Client, queue_name: str) -> None:
-    queue = await client.queue(queue_name, shards=2)
-    clerks = [Clerk(queue_name, name=f"w{number}") for number in range(3)]
-    async with at_work(client, *clerks):
-        await until(lambda: len_members(queue, 3), 20, "three workers")
-        await queue.scale(6)
-        await queue.scale(9)
+    queue = await client.queue(queue_name, shards=4)
+    names = ("w0", "w1")
 
-        async def even() -> bool:
-            held = await owners(queue)
-            active = [held.get(shard.id) for shard in queue.table.shards]
-            return sorted(active.count(f"w{number}") for number in range(3)) == [3, 3, 3]
+    async def even(each: int) -> bool:
+        held = await owners(queue)
+        return Counter(held.get(shard.id) for shard in queue.table.shards) == dict.fromkeys(names, each)
 
-        await until(even, 20, "three of the nine for each")
+    async with at_work(client, *(Clerk(queue_name, name=name) for name in names)):
+        await until(lambda: even(2), 20, "two of the four for each")
+        for shard in [shard for shard, owner in (await owners(queue)).items() if owner == "w0"]:
+            await queue.split(shard)
+        await until(lambda: even(3), 20, "three of the six for each, though one of them had both of the old ones")
 
 
 async def test_children_are_owned_where_the_group_is_balanced_by_load(client: shardq.Client, queue_name: str) -> None:
