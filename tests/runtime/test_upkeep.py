@@ -29,7 +29,8 @@ from shardq.storage.pipes import Pipes
 from tests.runtime.harness import GROUP, drained, owners, running, until
 from tests.runtime.test_reshard import cut_off, producers, rig
 
-pytestmark = pytest.mark.anyio
+# On redis7 workers are killed through reshards instead (test_workers_reshard.py); the functions are tested on all.
+pytestmark = [pytest.mark.anyio, pytest.mark.server_kinds("redis8", "valkey9")]
 
 LEASE_S = 2.0
 KEYS = [f"k{number}" for number in range(12)]

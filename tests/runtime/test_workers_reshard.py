@@ -105,7 +105,7 @@ CHANGES: tuple[Callable[[shardq.Queue], Awaitable[object]], ...] = (
 )
 
 
-@pytest.mark.server_kinds("redis8", "valkey9")
+@pytest.mark.server_kinds("redis8")
 async def test_two_groups_handle_everything_in_order_through_splits_and_merges(
     client: shardq.Client, cluster: LocalCluster, queue_name: str, tmp_path: Path
 ) -> None:
