@@ -223,8 +223,24 @@ async def test_a_dedupe_id_sent_before_the_split_is_known_after_it(made: Split) 
     first = await made.append_each("p", 1, one("a", once="id", window_ms=60_000))
     await made.seal()
     again = await made.child.append_each("q", 1, one("a", once="id", window_ms=60_000))
-    assert again.entries == first.entries
+    assert again.entries == (f"0/{first.entries[0]}",), "the entry is on the parent, whoever is asked"
     assert await made.child.values() == []
+
+
+async def test_a_dedupe_id_names_the_shard_of_its_entry_to_all_but_that_shard(made: Split) -> None:
+    await made.seal()
+    sibling = Rig(made.client, made.keys.queue, made.shard.slot)
+    sibling.shard = made.children[1]
+    item = one("a", once="id", window_ms=60_000)
+    first = await made.child.append_each("p", 1, item, item)
+    assert first.entries == (first.entries[0],) * 2, "the second one of a call is the first one"
+    assert "/" not in first.entries[0]
+    assert (await made.child.append_each("p", 1, item, item)).entries == first.entries
+    assert (await made.child.append_each("q", 1, item)).entries == first.entries[:1]
+    told = await sibling.append_each("p", 1, item)
+    assert told.entries == (f"1/{first.entries[0]}",)
+    assert (await sibling.append_each("p", 1, item)).entries == told.entries, "a repeated call has the same answer"
+    assert await sibling.values() == []
 
 
 async def test_delayed_messages_have_names_of_their_own_in_the_whole_home(made: Split) -> None:

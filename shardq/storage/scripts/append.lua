@@ -199,7 +199,7 @@ end
 --        then for each message: when ('' now, 'in:<ms>' from now, 'at:<Unix ms>' by this server's clock),
 --        dedupe id or '', ms to remember it, job id or '', ms to keep the job's record, that record, the batch
 -- reply  {'OK', id of each message}: a stream entry's, or 'd<n>' of a delayed one; a dedupe id seen before gives the
---        first one's. Else as append.
+--        first one's, as '<shard>/<id>' where another shard of the home stored that. Else as append.
 local EACH = 7
 
 -- When a message is due (0: at once), or nil for what is no time.
@@ -229,10 +229,25 @@ local function append_delayed(keys, due, batch, changes)
   return name
 end
 
+-- Dedupe ids are the home's, entries a shard's: what a child stored stands as '<shard>/<id>', what the home itself stored,
+-- all that builds from before there were children know, as its id. Returns the shard, and its home.
+local function append_place(keys)
+  return string.match(keys[2], ':(%d+):meta$') or '', string.match(keys[5], ':(%d+):timed$') or ''
+end
+
 -- The id under which a message was sent before, if it is remembered still.
 local function append_seen(keys, once, now)
   local id = once ~= '' and redis.call('HGET', keys[5], 'o:' .. once)
-  return id and tonumber(redis.call('ZSCORE', keys[4], 'o:' .. once) or '0') > now and id or nil
+  if not id or tonumber(redis.call('ZSCORE', keys[4], 'o:' .. once) or '0') <= now then return nil end
+  local own, home = append_place(keys)
+  local shard, rest = string.match(id, '^(%d+)/(.+)$')
+  shard, rest = shard or home, rest or id
+  return shard == own and rest or shard .. '/' .. rest
+end
+
+local function append_remember(keys, once, id)
+  local own, home = append_place(keys)
+  redis.call('HSET', keys[5], 'o:' .. once, own == home and id or own .. '/' .. id)
 end
 
 -- Messages of the call that were not sent before.
@@ -288,7 +303,7 @@ local function append_each(keys, args)
         id = append_delayed(keys, due, args[at + 6], changes)
       end
       if args[at + 1] ~= '' then
-        redis.call('HSET', keys[5], 'o:' .. args[at + 1], id)
+        append_remember(keys, args[at + 1], id)
         redis.call('ZADD', keys[4], decimal(now + natural(args[at + 2])), 'o:' .. args[at + 1])
       end
       if args[at + 3] ~= '' then
