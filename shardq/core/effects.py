@@ -30,15 +30,6 @@ _MAX_INT_BITS = 4096
 Argument = str | bytes | int | float
 
 
-class Effect(NamedTuple):
-    """One write. `meta` is the second key of a message that is sent."""
-
-    key: str
-    command: str
-    args: tuple[str | bytes, ...]
-    meta: str = ""
-
-
 class Place(Protocol):
     """Where a message of another queue goes."""
 
@@ -61,8 +52,33 @@ class Destination(Protocol):
     def place_of(self, key: Key) -> Place:
         """The shard of a key."""
 
+    async def refresh(self) -> bool:
+        """Looks whether other shards have its keys by now."""
+
     def encode_one(self, key: Key, value: Any, headers: Headers | None, now_ms: int) -> bytes:
         """A record batch of one message."""
+
+
+class Effect(NamedTuple):
+    """One write. `meta` is the second key of a message that is sent, `to` the queue it is for and its key."""
+
+    key: str
+    command: str
+    args: tuple[str | bytes, ...]
+    meta: str = ""
+    to: tuple[Destination, Key] | None = None
+
+
+def redirected(effect: Effect, slot: int) -> Effect | None:
+    """A message that is sent, to the shard that has its key as its queue knows by now; None where that is in a slot
+    that this commit does not reach, and for what is not sent."""
+    if effect.to is None:
+        return None
+    queue, key = effect.to
+    place = queue.place_of(key)
+    if place.slot != slot:
+        return None
+    return effect._replace(key=place.stream, args=(place.bell, *effect.args[1:]), meta=place.meta)
 
 
 class Atomic:
@@ -170,7 +186,7 @@ class Atomic:
             )
             raise UsageError(msg)
         batch = queue.encode_one(key, value, headers, self._now_ms())
-        self._put(Effect(place.stream, "SEND", (place.bell, "1", batch), place.meta))
+        self._put(Effect(place.stream, "SEND", (place.bell, "1", batch), place.meta, (queue, key)))
 
     # -- checks ----------------------------------------------------------------------------------------------
 

@@ -388,15 +388,19 @@ class Session:
 
     def amend(self, step: Step, message: Message, record: bytes) -> None:
         """The store refused an effect of `message` and applied nothing of the step: the message becomes a dead letter
-        in the same step, under a new number, for the refused one is used up."""
-        self.number += 1
-        step.number = self.number
+        in the same step."""
+        self.renumber(step)
         step.effects = [pair for pair in step.effects if pair[0] is not message]
         step.acked -= 1
         step.dead.append((1, record))
         step.full = True
         if message.headers and (named := job_of(message.headers)):
             step.jobs = [job for job in step.jobs if job[0] != named[0]]  # it is not done after all
+
+    def renumber(self, step: Step) -> None:
+        """A step that was refused is to be sent in another form, under a new number: the one it had is used up."""
+        self.number += 1
+        step.number = self.number
 
     def reread(self, step: Step, now_s: float) -> None:
         """A reply was lost: what it may have brought is pending, so look there first."""

@@ -18,6 +18,7 @@ from time import monotonic
 
 import anyio
 
+from shardq.core.effects import redirected
 from shardq.core.jobs import DEAD
 from shardq.core.lease import Trust, Watch
 from shardq.core.meters import GroupMeters
@@ -456,7 +457,8 @@ class ShardOwner:
         session = held.session
         while stepped.status in ("EFFECT", "FULL"):
             if stepped.status == "EFFECT":
-                self._refuse(held, content, stepped)
+                if not await self._redirect(held, content, stepped):
+                    self._refuse(held, content, stepped)
             else:
                 await self._wait_for_room(held, content)
             renew = True
@@ -486,6 +488,33 @@ class ShardOwner:
                 self._well(CANT_READ_MARKS)
                 return
 
+    async def _redirect(self, held: OwnedShard, content: Step, stepped: calls.Stepped) -> bool:
+        """A shard that the step sends to was sealed: what it sends there goes to those that took the keys over, once
+        they are known. False where that is not it."""
+        _, refused = (
+            content.effects[max(stepped.effect, 1) - 1] if stepped.effect <= len(content.effects) else (0, None)
+        )
+        if refused is None or refused.to is None or stepped.why not in ("SEALED", "MISSING"):
+            return False
+        looked = True
+        try:
+            await refused.to[0].refresh()
+        except StoreError:
+            looked = False  # the sealed shard's children are asked for again
+        except ShardqError:
+            return False  # there is no such queue any more
+        new = redirected(refused, self._keys.slot)
+        if new is None or (new.key == refused.key and looked and stepped.why == "MISSING"):
+            return False
+        if new.key == refused.key:
+            await self._wait_for_room(held, content)
+        content.effects = [
+            (message, (each.key == refused.key and redirected(each, self._keys.slot)) or each)
+            for message, each in content.effects
+        ]
+        held.session.renumber(content)
+        return True
+
     def _refuse(self, held: OwnedShard, content: Step, stepped: calls.Stepped) -> None:
         """Redis refused an effect: nobody but its author can mend that, so its message is a dead letter."""
         if not 1 <= stepped.effect <= len(content.effects):
@@ -498,9 +527,12 @@ class ShardOwner:
         held.tell_job(message, DEAD, error=error)
 
     async def _wait_for_room(self, held: OwnedShard, content: Step) -> None:
-        """A queue that this step sends to is full: everything waits until its workers have made room."""
+        """A queue that this step sends to is full, or sealed with no table published yet: everything waits until its
+        workers have made room, or whoever began the reshard has done it."""
         if self.leaving and not held.trust.trusted(monotonic() + self._settings.lease_s / 2):
-            msg = f"shard {self.shard} of {self._queue}: left without its last commit, a queue it sends to is full"
+            msg = (
+                f"shard {self.shard} of {self._queue}: left without its last commit, a queue it sends to takes nothing"
+            )
             raise LeaseLost(msg)
         await anyio.sleep(FULL_PAUSE_S)
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardq.core.effects import MAX_ARGUMENTS, MAX_EFFECTS, Atomic, Effect
+from shardq.core.effects import MAX_ARGUMENTS, MAX_EFFECTS, Atomic, Effect, redirected
 from shardq.core.message import Batch, Message, Ownership
 from shardq.core.records import Headers, Key
 from shardq.core.slots import key_slot, tag_for_slot
@@ -172,7 +172,7 @@ def test_wrong_arguments(use: Use, why: str) -> None:
 
 
 def test_as_many_arguments_as_allowed() -> None:
-    ((_, _, args, _),) = collected(lambda tx: tx.rpush(KEY, *range(MAX_ARGUMENTS)))
+    ((_, _, args, _, _),) = collected(lambda tx: tx.rpush(KEY, *range(MAX_ARGUMENTS)))
     assert len(args) == MAX_ARGUMENTS
 
 
@@ -302,23 +302,40 @@ class Other:
     name = "other"
 
     def __init__(self, slot: int) -> None:
-        self.slot = slot
+        self.slot, self.stream = slot, "{t}:stream"
 
     def place_of(self, key: Key) -> Spot:
-        return Spot(self.slot)
+        return Spot(self.slot, self.stream)
+
+    async def refresh(self) -> bool:
+        return False
 
     def encode_one(self, key: Key, value: Any, headers: Headers | None, now_ms: int) -> bytes:
         return repr((key, value, headers, now_ms)).encode()
 
 
 def test_sending_in_wire_form() -> None:
-    kept = collected(lambda tx: tx.send(Other(SLOT), 5, key="a", headers={"h": "x"}))
+    other = Other(SLOT)
+    kept = collected(lambda tx: tx.send(other, 5, key="a", headers={"h": "x"}))
     batch = repr(("a", 5, {"h": "x"}, NOW_MS)).encode()
-    assert kept == [Effect("{t}:stream", "SEND", ("{t}:bell", "1", batch), "{t}:meta")]
+    assert kept == [Effect("{t}:stream", "SEND", ("{t}:bell", "1", batch), "{t}:meta", (other, "a"))]
 
 
 def test_sending_to_another_slot() -> None:
     refused(f"key 'a' of queue 'other' is in slot 7, this message in {SLOT}", lambda tx: tx.send(Other(7), 5, key="a"))
+
+
+def test_what_is_sent_follows_its_key_to_another_shard() -> None:
+    other = Other(SLOT)
+    (sent,) = collected(lambda tx: tx.send(other, 5, key="a"))
+    other.stream = "{t}:child"
+    new = redirected(sent, SLOT)
+    assert new is not None
+    assert (new.key, new.meta, new.args, new.to) == ("{t}:child", "{t}:meta", sent.args, sent.to)
+    other.slot = 7
+    assert redirected(sent, SLOT) is None, "out of the commit's reach"
+    (written,) = collected(lambda tx: tx.delete(KEY))
+    assert redirected(written, SLOT) is None
 
 
 # -- of a message --------------------------------------------------------------------------------------------
