@@ -28,7 +28,7 @@ from anyio.abc import TaskGroup
 from shardq.core.conditions import condition
 from shardq.errors import ClosedError, NotStored, ShardqError, StoreTimeout
 from shardq.runtime.answers import AnyAnswer, JobAnswer, Losses, MessageAnswer, SendOptions
-from shardq.runtime.buffers import PendingBatch
+from shardq.runtime.buffers import PendingBatch, all_ended
 from shardq.runtime.producer import Producer
 from shardq.runtime.tasks import one_error
 
@@ -217,23 +217,32 @@ class Background:
             answer.fail(error)
             self._release([answer])
             return
+        self._await(batch, index, answer, producer, settling)
+
+    def _await(
+        self, batch: PendingBatch, index: int, answer: MessageAnswer, producer: Producer, settling: TaskGroup
+    ) -> None:
         waiting = self._waiting.get(batch)
         if waiting is None:
             waiting = self._waiting[batch] = []
             settler = self._settlers.get(batch.shard.id)
             if settler is None:
                 settler = self._settlers[batch.shard.id] = _Settler()
-                settling.start_soon(self._settle, settler, producer)
+                settling.start_soon(self._settle, settler, producer, settling)
             settler.batches.append(batch)
             settler.woken.set()
         waiting.append((index, answer))
 
-    async def _settle(self, settler: _Settler, producer: Producer) -> None:
+    async def _settle(self, settler: _Settler, producer: Producer, settling: TaskGroup) -> None:
         while True:
             while settler.batches:
                 batch = settler.batches.popleft()
                 await batch.wait()
-                self._give(batch, producer)
+                if batch.moved is None:
+                    self._give(batch, producer)
+                else:
+                    for index, answer in self._waiting.pop(batch):
+                        self._await(*batch.moved[index], answer, producer, settling)
             settler.woken = anyio.Event()
             await settler.woken.wait()
 
@@ -270,9 +279,8 @@ class Background:
         """A job: ends when every message posted before it has ended. Other threads' `send_many` may go on for ever."""
         for ended in [ended for answer, ended in self._jobs.items() if answer.left]:
             await ended.wait()
-        batches = list(self._waiting)
-        for batch in batches:
-            await batch.wait()
+        asked = list(self._waiting)
+        batches = [*asked, *await all_ended(asked)]
         while not self._waiting.keys().isdisjoint(batches):
             await anyio.lowlevel.checkpoint()  # until the settlers have been there
         try:

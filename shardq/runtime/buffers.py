@@ -3,13 +3,16 @@
 Invariants:
 - A batch is frozen when it is first packed: the same sequence, the same bytes, however often it is sent.
 - The next batch of a shard is sent only when the one before it is stored or given up, so a shard keeps send order.
+- What a sealed shard refused was not stored, and stands before all that is behind it (rerouting.py takes it from here).
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+from bisect import bisect_left
 from collections import deque
+from collections.abc import Iterable, Sequence
 from time import monotonic
 from typing import Any, Protocol
 
@@ -45,6 +48,8 @@ class Owner(Protocol):
 
     def restart(self, shard: ShardBuffer) -> None: ...
 
+    def refused(self, shard: ShardBuffer, error: ShardqError | None) -> None: ...
+
     def ended(self, batch: PendingBatch, error: ShardqError | None, entries: tuple[str, ...]) -> None: ...
 
 
@@ -60,6 +65,7 @@ class PendingBatch:
         "headers",
         "keys",
         "marks",
+        "moved",
         "now_ms",
         "opened_monotonic_s",
         "shard",
@@ -83,6 +89,8 @@ class PendingBatch:
         self.bulk = False
         self.entries: tuple[str, ...] = ()
         self.error: ShardqError | None = None
+        # Where each message went, when its shard was sealed: then this batch itself has no end.
+        self.moved: list[tuple[PendingBatch, int]] | None = None
 
     def encode(self, compression: Compression | None = None) -> bytes | bytearray:
         count, base = len(self.keys), self.marks[0][1]
@@ -110,6 +118,33 @@ class PendingBatch:
         """The id of one of its messages, once it is stored."""
         return f"{self.shard.id}/{self.entries[0]}/{index}"
 
+    @property
+    def routes(self) -> list[Key]:
+        """What decides the shard of each message."""
+        return self.keys
+
+    def part(self, shard: ShardBuffer, chosen: Sequence[int]) -> PendingBatch:
+        """Some of its messages, in order, as a batch of another shard: as old, and of their share of its bytes."""
+        part = type(self)(shard)
+        part.opened_monotonic_s, part.bulk = self.opened_monotonic_s, self.bulk
+        part.size = self.size * len(chosen) // len(self.routes)
+        part.take(self, chosen)
+        return part
+
+    def take(self, batch: Any, chosen: Sequence[int]) -> None:
+        """Fills this one, a part, from a batch of its kind."""
+        self.keys = [batch.keys[index] for index in chosen]
+        self.values = [batch.values[index] for index in chosen]
+        if batch.headers:
+            places = {index: place for place, index in enumerate(chosen)}
+            self.headers = {places[index]: own for index, own in batch.headers.items() if index in places}
+        marks, place = batch.marks, 0
+        for number, (_, ms) in enumerate(marks):
+            end = bisect_left(chosen, marks[number + 1][0]) if number + 1 < len(marks) else len(chosen)
+            if end > place:
+                self.marks.append((place, ms))
+            place = end
+
     async def wait(self) -> None:
         """Until it is stored or given up."""
         if not self.finished:
@@ -119,9 +154,27 @@ class PendingBatch:
             self.waiters.append(waiter)
             await waiter
 
+    async def follow(self, index: int) -> tuple[PendingBatch, int]:
+        """Until one of its messages is stored or given up: the batch where that was, and its place there."""
+        batch: PendingBatch = self
+        await batch.wait()
+        while batch.moved is not None:
+            batch, index = batch.moved[index]
+            await batch.wait()
+        return batch, index
+
     def end(self, error: ShardqError | None, entries: tuple[str, ...]) -> None:
         """It was stored, or given up: whoever waits goes on."""
-        self.error, self.entries, self.finished = error, entries, True
+        self.error, self.entries = error, entries
+        self._finish()
+
+    def move(self, places: list[tuple[PendingBatch, int]]) -> None:
+        """Its messages went to other batches, each to one of these: whoever waits follows."""
+        self.moved = places
+        self._finish()
+
+    def _finish(self) -> None:
+        self.finished = True
         self.keys, self.values, self.headers = [], [], None
         for waiter in self.waiters:
             if not waiter.done():  # its task may have been cancelled
@@ -132,11 +185,28 @@ class PendingBatch:
 class ConditionalBatch(PendingBatch):
     """Messages of one shard that are each stored on a condition of their own: later, once, as a job. An entry each."""
 
-    __slots__ = ("items",)
+    __slots__ = ("_routes", "items")
 
     def __init__(self, shard: ShardBuffer) -> None:
         super().__init__(shard)
         self.items: list[calls.Item] = []
+        self._routes: list[Key] = []
+
+    def add(self, item: calls.Item, route: Key, size: int) -> None:
+        """`route` is its key, or its dedupe id where that decides."""
+        self.items.append(item)
+        self._routes.append(route)
+        self.count += 1
+        self.size += size
+
+    @property
+    def routes(self) -> list[Key]:
+        return self._routes
+
+    def take(self, batch: Any, chosen: Sequence[int]) -> None:
+        self.items = [batch.items[index] for index in chosen]
+        self._routes = [batch.routes[index] for index in chosen]
+        self.count = len(chosen)
 
     def pack(self, producer: Owner, sequence: int) -> Packed:
         return calls.pack_append_each(self.shard.keys, producer.id, sequence, self.items, producer.confirm)
@@ -145,7 +215,22 @@ class ConditionalBatch(PendingBatch):
         return calls.read_append(reply, each=self.count)
 
     def id_of(self, index: int) -> str:
-        return f"{self.shard.id}/{self.entries[index]}/0"
+        entry = self.entries[index]
+        # An entry that names its shard: a message of that dedupe id was stored on another one of the home before.
+        return f"{entry}/0" if "/" in entry else f"{self.shard.id}/{entry}/0"
+
+
+async def all_ended(batches: Iterable[PendingBatch]) -> list[PendingBatch]:
+    """Waits until the messages of all these are stored or given up; the batches where that was, each once."""
+    waited, ended = dict.fromkeys(batches), dict[PendingBatch, None]()
+    while waited:
+        batch, _ = waited.popitem()
+        await batch.wait()
+        if batch.moved is None:
+            ended[batch] = None
+        else:
+            waited |= dict.fromkeys(part for part, _ in batch.moved)
+    return list(ended)
 
 
 class ShardBuffer:
@@ -204,13 +289,66 @@ class ShardBuffer:
         if appended.status == "OK":
             self._end(None, appended.entries)
         elif appended.status == "MISSING":
-            self._end(UnknownQueue(calls.missing_shard(self.keys)), ())
+            self._refused(UnknownQueue(calls.missing_shard(self.keys)))
+        elif appended.status == "SEALED":
+            self._refused(None)
         elif appended.status == "FULL":
             self._wait_for_room(blocks=appended.overflow != "reject")
         else:
             self._end(
                 StoreRefused(f"{self.keys.stream} takes no messages ({appended.status}): open the queue again"), ()
             )
+
+    def _refused(self, error: ShardqError | None) -> None:
+        """Nothing of it was stored, nor will be: the producer looks for who took the keys over. Until then the shard
+        counts as busy. `error` is what to raise when nobody did."""
+        batch, self.current, self.packed = self.current, None, None
+        assert batch is not None
+        self.closed.appendleft(batch)
+        self.full_tries = 0
+        self.producer.refused(self, error)
+
+    def give_up(self, error: ShardqError) -> None:
+        """Ends the first batch that was refused, or waits behind one that was; those behind it are tried again."""
+        self.current = self.closed.popleft()
+        self.current.count = self.current.count or len(self.current.keys)
+        self._end(error, ())
+
+    def give_up_late(self, opened_before_s: float, error: ShardqError) -> bool:
+        """Ends the batches of a refused shard that were opened before this; whether there are others."""
+        if not self.closed and self.open.keys:
+            self.roll()
+        while self.closed and self.closed[0].opened_monotonic_s <= opened_before_s:
+            batch = self.closed.popleft()
+            batch.count = batch.count or len(batch.keys)
+            self.producer.ended(batch, error, ())
+            if not self.closed and self.open.keys:
+                self.roll()
+        self.busy = bool(self.closed)
+        return self.busy
+
+    @property
+    def holds(self) -> bool:
+        return bool(self.closed or self.open.keys)
+
+    @property
+    def oldest(self) -> PendingBatch:
+        """Of the batches that wait."""
+        return self.closed[0] if self.closed else self.open
+
+    def take_all(self) -> list[PendingBatch]:
+        """All that is not stored, in order; it holds nothing then."""
+        if self.open.keys:
+            self.roll()
+        taken = list(self.closed)
+        self.closed.clear()
+        return taken
+
+    def put_behind(self, batch: PendingBatch) -> None:
+        """A batch of messages that came from another shard, behind all there are."""
+        if self.open.keys:
+            self.roll()
+        self.closed.append(batch)
 
     def _wait_for_room(self, *, blocks: bool) -> None:
         """The shard is full: the same call is made again until there is room, or the delivery timeout is over."""
@@ -235,7 +373,9 @@ class ShardBuffer:
         if self.closed or self.open.keys:
             self.producer.restart(self)
 
-    def add_conditional(self, item: calls.Item, size: int, now_s: float, most: int) -> tuple[ConditionalBatch, bool]:
+    def add_conditional(
+        self, item: calls.Item, route: Key, size: int, now_s: float, most: int
+    ) -> tuple[ConditionalBatch, bool]:
         """Puts a message with a condition behind all there are; the batch it is in, and whether that is a new one."""
         if self.open.keys:
             self.roll()
@@ -246,7 +386,5 @@ class ShardBuffer:
         if fresh:
             batch.opened_monotonic_s = now_s
             self.closed.append(batch)
-        batch.items.append(item)
-        batch.count += 1
-        batch.size += size
+        batch.add(item, route, size)
         return batch, fresh

@@ -3,6 +3,9 @@
 Invariants:
 - Messages of one key enter batches in the order they came, each in one batch only.
 - `buffered_bytes` counts a message from when it is in a batch until its batch has `left`.
+- Every key hash lies in one segment, and every segment has one shard's buffer. As long as nothing is resharded, and
+  when a reshard is through, the segments are the ranges of the routing table; in between, those of the shards that did
+  not refuse yet are still theirs (rerouting.py).
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import mmh3
 
 from shardq.core import records
 from shardq.core.hashing import key_hash
+from shardq.core.ranges import Ranges
 from shardq.core.records import Key
 from shardq.core.routing import RoutingTable
 from shardq.errors import InvalidKey, MessageTooLarge
@@ -42,23 +46,60 @@ class Limits(NamedTuple):
     message_bytes: int
 
 
+Staged = tuple[list[Key], list[Any], list[int]]
+
+
+class Segment(NamedTuple):
+    """Key hashes from `low` up to the next segment's, and the buffer they go to."""
+
+    low: int
+    buffer: ShardBuffer
+
+
 class Filler:
     """The one that fills the batches of `shards`, which stand in the order of the table."""
 
     def __init__(self, shards: Sequence[ShardBuffer], table: RoutingTable, limits: Limits) -> None:
-        self._shards, self._table, self._limits = shards, table, limits
-        # What a chunk brings each shard: keys, values, sizes with the overhead. Empty between chunks.
-        self._staged: list[tuple[list[Key], list[Any], list[int]]] = [([], [], []) for _ in shards]
-        self._sticky = shards[random.randrange(len(shards))]
-        self._sticky_batch = self._sticky.open
+        self._limits = limits
         self.buffered_bytes = 0
         self.put_messages = 0  # by put_chunk, ever
         self.unsettled: set[PendingBatch] = set()
+        self.route([Segment(own.low, shard) for own, shard in zip(table.shards, shards, strict=True)])
+
+    def route(self, segments: Sequence[Segment]) -> None:
+        """From here on messages go by these, in order of `low`, the first of which is 0. Not to be called while a chunk
+        is taken."""
+        self.segments = segments
+        self._ranges = Ranges([segment.low for segment in segments])
+        self._buffers = [segment.buffer for segment in segments]
+        # What a chunk brings each shard: keys, values, sizes with the overhead. Empty between chunks.
+        self._of_shard: dict[ShardBuffer, Staged] = {buffer: ([], [], []) for buffer in self._buffers}
+        self._staged = [self._of_shard[buffer] for buffer in self._buffers]
+        self._shards = list(self._of_shard)
+        for index, buffer in enumerate(self._shards):
+            buffer.index = index
+        self._sticky = self._shards[random.randrange(len(self._shards))]
+        self._sticky_batch = self._sticky.open
+
+    @property
+    def limits(self) -> Limits:
+        return self._limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self._limits = limits
+        for buffer in self._shards:
+            buffer.close_full()
 
     def left(self, batch: PendingBatch) -> None:
         """A batch was stored or given up."""
         self.unsettled.discard(batch)
         self.buffered_bytes -= batch.size
+
+    def came(self, batch: PendingBatch) -> None:
+        """A batch was made of messages that were in others."""
+        self.unsettled.add(batch)
+        self.buffered_bytes += batch.size
 
     def full(self, batch: PendingBatch) -> bool:
         """Whether a batch takes no more messages."""
@@ -68,7 +109,12 @@ class Filler:
         """Raises InvalidKey."""
         if key is None:
             return self._sticky_shard()
-        return self._shards[self._table.index_for(key_hash(key))]
+        return self._buffers[self._ranges.index_for(key_hash(key))]
+
+    def shards_of(self, keys: Sequence[Key], keyless: ShardBuffer) -> list[ShardBuffer]:
+        """Of many keys that were taken before."""
+        buffers, index_for = self._buffers, self._ranges.index_for
+        return [keyless if key is None else buffers[index_for(key_hash(key))] for key in keys]
 
     def _sticky_shard(self) -> ShardBuffer:
         """Messages without a key fill one batch, then the next shard's."""
@@ -108,14 +154,17 @@ class Filler:
         else:
             value = records.pack_value(value)
             size = records.value_bytes(value)
-        equal = self._table.equal_shards
-        if type(key) is str and equal:
+        ranges = self._ranges
+        equal = ranges.equal
+        if type(key) is str:
             try:
                 raw = key.encode()
             except UnicodeEncodeError as error:
                 raise InvalidKey(_SURROGATES) from error
             size += len(raw)
-            shard = self._shards[mmh3.mmh3_32_uintdigest(raw) * equal >> 32]
+            hash_ = mmh3.mmh3_32_uintdigest(raw)
+            index = hash_ * equal >> 32 if equal else ranges.near[hash_ >> ranges.shift]
+            shard = self._buffers[index if index >= 0 else ranges.index_for(hash_)]
         else:
             shard = self.shard_of(key)
             size += len(key) if key is not None else 0
@@ -151,7 +200,8 @@ class Filler:
 
         The hot loop: nothing is done for a message that can be done once for a shard.
         """
-        staged, index_for, equal = self._staged, self._table.index_for, self._table.equal_shards
+        staged, ranges = self._staged, self._ranges
+        equal, near, shift, index_for = ranges.equal, ranges.near, ranges.shift, ranges.index_for
         hash_of, most = mmh3.mmh3_32_uintdigest, self._limits.message_bytes + MESSAGE_OVERHEAD_BYTES
         for key, value in pairs:
             if type(value) is bytes:
@@ -162,7 +212,12 @@ class Filler:
             if type(key) is str:
                 raw = key.encode()
                 size += len(raw)
-                keys, values, sizes = staged[hash_of(raw) * equal >> 32 if equal else index_for(hash_of(raw))]
+                if equal:
+                    keys, values, sizes = staged[hash_of(raw) * equal >> 32]
+                else:
+                    hash_ = hash_of(raw)
+                    index = near[hash_ >> shift]
+                    keys, values, sizes = staged[index if index >= 0 else index_for(hash_)]
             elif key is not None:
                 index = index_for(key_hash(key))
                 size += len(key)
@@ -194,7 +249,7 @@ class Filler:
 
     def _absorb(self, now_ms: int) -> None:
         """Moves what was staged into batches."""
-        for shard, (keys, values, sizes) in zip(self._shards, self._staged, strict=True):
+        for shard, (keys, values, sizes) in self._of_shard.items():
             if not keys:
                 continue
             count, batch = len(keys), shard.open

@@ -2,7 +2,8 @@
 
 How it goes: every shard has a list of open batches and at most one call in flight. A message is encoded into its
 shard's last batch; a shard with something to send waits in the pipe of its node (storage/pipes.py); what gathers while
-its call is under way is the next batch. No task, future, lock or call per message.
+its call is under way is the next batch. No task, future, lock or call per message. What a sealed shard refuses goes
+to the shards that took its keys over (rerouting.py).
 
 Invariants:
 - `buffered` counts the bytes of every message not yet stored or given up; beyond the limit senders wait.
@@ -37,13 +38,15 @@ from shardq.errors import (
     ClosedError,
     NotStored,
     ShardqError,
+    StoreRefused,
     StoreTimeout,
     StoreUnavailable,
     UsageError,
 )
-from shardq.runtime.buffers import PendingBatch, ShardBuffer
+from shardq.runtime.buffers import PendingBatch, ShardBuffer, all_ended
 from shardq.runtime.filling import CHUNK, MESSAGE_OVERHEAD_BYTES, Filler, Limits
 from shardq.runtime.jobs import Job, new_job_id
+from shardq.runtime.rerouting import Rerouting, Source
 from shardq.runtime.tracing import Tracer
 from shardq.storage import calls
 from shardq.storage.cluster import Cluster, Confirm
@@ -78,6 +81,7 @@ class Producer:
         meters: SendMeters | None = None,
         on_retry: Callable[[str], None] | None = None,
         tracer: Tracer | None = None,
+        source: Source | None = None,
     ) -> None:
         self.id = secrets.token_hex(8)
         self._choose = confirm if callable(confirm) else None
@@ -91,11 +95,12 @@ class Producer:
         self.delivery_timeout_s = delivery_timeout_s
         self._cluster = cluster
         self._max_buffered_bytes = max_buffered_bytes
-        self._shards = [
-            ShardBuffer(self, index, shard.id, shards[shard.id]) for index, shard in enumerate(table.shards)
-        ]
-        limits = Limits(max_batch_messages, max_batch_bytes, max_message_bytes)
-        self._filler = Filler(self._shards, table, limits)
+        buffers = [ShardBuffer(self, index, shard.id, shards[shard.id]) for index, shard in enumerate(table.shards)]
+        most = source.most_in_batch(max_batch_messages) if source is not None else max_batch_messages
+        limits = Limits(most, max_batch_bytes, max_message_bytes)
+        self._filler = Filler(buffers, table, limits)
+        self._most_messages, self._source = max_batch_messages, source
+        self._rerouting: Rerouting | None = None
         self._space: anyio.Event | None = None
         self._unreported: dict[PendingBatch, None] = {}
         self._bulk_failures: list[list[PendingBatch]] = []  # one list for each send_many under way
@@ -112,6 +117,8 @@ class Producer:
             stack.callback(tasks.cancel_scope.cancel)
             self.loop = asyncio.get_running_loop()
             self._pipes = Pipes(self._cluster, tasks, self._on_retry)
+            if self._source is not None:
+                self._rerouting = Rerouting(self, self._filler, self._source, self._most_messages, tasks.start_soon)
             if self._meters is not None:
                 self._meters.buffered.append(self._read_buffered)
                 stack.callback(self._meters.buffered.remove, self._read_buffered)
@@ -211,10 +218,12 @@ class Producer:
                 await self._wait_for_space(self.delivery_timeout_s)
             batch, index = self._put(key, value, headers)
             await batch.wait()
+            if batch.moved is not None:
+                batch, index = await batch.follow(index)
             return self._id_of(batch, index)
         wanted = condition(delay, at, dedupe_id, dedupe_window)
         batch, index, _ = await self._put_conditional(key, value, headers, wanted, self._job_ms)
-        await batch.wait()
+        batch, index = await batch.follow(index)
         return self._id_of(batch, index)
 
     async def submit(
@@ -234,7 +243,7 @@ class Producer:
         wanted, keep_ms = condition(delay, at, None, None), max(1, int(seconds("keep", keep) * 1000))
         batch, index, job_id = await self._put_conditional(key, value, headers, wanted, keep_ms)
         job = Job(self._client_pipes, batch.shard.keys, job_id)
-        await batch.wait()
+        batch, index = await batch.follow(index)
         job.message_id = self._id_of(batch, index)
         return job
 
@@ -301,9 +310,7 @@ class Producer:
 
         Raises NotStored when some are not, or not known to be: those that no `send` has raised an error for.
         """
-        waited = list(self._filler.unsettled)
-        for batch in waited:
-            await batch.wait()
+        waited = await all_ended(self._filler.unsettled)
         self._raise_lost([batch for batch in waited if batch.error is not None])
 
     def _raise_lost(self, failed: list[PendingBatch]) -> None:
@@ -346,7 +353,8 @@ class Producer:
     ) -> tuple[PendingBatch, int, str]:
         """Like `_put`, in a batch of messages that are each stored on a condition; with `job_ms` also as a job."""
         await self._wait_for_space(self.delivery_timeout_s)
-        shard = self._filler.shard_of(wanted.once if key is None and wanted.once else key)
+        route = wanted.once if key is None and wanted.once else key
+        shard = self._filler.shard_of(route)
         packed = records.pack_value(value)
         own = dict(records.check_headers(headers)) if headers else None
         now_ms, job, state = time.time_ns() // 1_000_000, "", b""
@@ -361,7 +369,7 @@ class Producer:
             data = records.encode(alone, self.compression)
         item = calls.Item(data, wanted.when, wanted.once, wanted.window_ms, job, job_ms, state)
         size = len(data) + len(state) + MESSAGE_OVERHEAD_BYTES
-        batch, fresh = shard.add_conditional(item, size, monotonic(), CONDITIONAL_MESSAGES)
+        batch, fresh = shard.add_conditional(item, route, size, monotonic(), CONDITIONAL_MESSAGES)
         if fresh:
             self._filler.unsettled.add(batch)
         self._filler.buffered_bytes += size
@@ -417,6 +425,13 @@ class Producer:
         """A shard has more to send; nothing is sent any more once the producer is closed."""
         if self._pipes is not None:
             shard.start()
+
+    def refused(self, shard: ShardBuffer, error: ShardqError | None) -> None:
+        """A shard takes no messages any more, or its keys are gone (`error`)."""
+        if self._rerouting is not None:
+            self._rerouting.refused(shard, error)
+        else:
+            shard.give_up(error or StoreRefused(f"{shard.keys.stream} takes no messages: open the queue again"))
 
     def _unsettled_messages(self) -> int:
         return sum(len(batch.keys) or batch.count for batch in self._filler.unsettled)

@@ -122,7 +122,7 @@ class Queue:
             self.table,
             self.shards,
             confirm if durability is not None else lambda: self.client.confirm(None, replicas),
-            min(max_batch_messages, 65535, self._least_share or 65535),
+            max_batch_messages,
             max_batch_bytes,
             max_message_bytes,
             max_buffered_bytes,
@@ -135,6 +135,7 @@ class Queue:
             meters=self.client.meters.send(self.name) if self.client.meters is not None else None,
             on_retry=self.client.on_retry,
             tracer=self.client.tracing,
+            source=self,
         )
 
     def _take(self, table: RoutingTable) -> None:
@@ -225,12 +226,12 @@ class Queue:
         await self.refresh()
         return given_up
 
-    @property
-    def _least_share(self) -> int | None:
-        """Of `max_backlog`, that of the narrowest shard."""
+    def most_in_batch(self, wanted: int) -> int:
+        """Messages in one batch: `wanted`, unless a batch holds fewer, or the narrowest shard's share of `max_backlog`
+        does."""
         narrowest = min(self.table.shards, key=lambda shard: shard.high - shard.low)
         share = self._settings.for_range(narrowest.low, narrowest.high).get("max_backlog")
-        return int(share) if share is not None else None
+        return min(wanted, 65535, int(share) if share is not None else 65535)
 
     # -- settings --------------------------------------------------------------------------------------------
 

@@ -1,0 +1,87 @@
+"""A batch that is split among shards: each message as it was, with its send time and headers, in order."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import anyio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shardq.core import records
+from shardq.runtime.buffers import ConditionalBatch, Owner, PendingBatch, ShardBuffer, all_ended
+from shardq.runtime.rerouting import split_batch
+from shardq.storage.calls import Item
+from shardq.storage.keys import ShardKeys
+
+KEYS = ShardKeys("stream", "meta", "bell", 0, "base", "base")
+SHARDS = [ShardBuffer(cast("Owner", None), index, index, KEYS) for index in range(4)]
+
+# Of each message: ms since the one before it, whether it has headers, the shard it goes to.
+MESSAGES = st.lists(st.tuples(st.sampled_from([0, 0, 0, 1, 500]), st.booleans(), st.integers(1, 3)), min_size=1)
+
+
+def batch_of(messages: list[tuple[int, bool, int]]) -> tuple[PendingBatch, list[tuple[Any, ...]]]:
+    batch, sent, now_ms = PendingBatch(SHARDS[0]), [], 1000
+    for number, (later, headed, _) in enumerate(messages):
+        now_ms += later
+        if not batch.marks or batch.marks[-1][1] != now_ms:
+            batch.marks.append((number, now_ms))
+        batch.keys.append(f"k{number}")
+        batch.values.append(f"v{number}")
+        if headed:
+            batch.headers = (batch.headers or {}) | {number: {"n": str(number)}}
+        sent.append((now_ms, f"k{number}", f"v{number}", {"n": str(number)} if headed else None))
+    batch.size, batch.opened_monotonic_s, batch.bulk = 100 * len(messages), 7.0, True
+    return batch, sent
+
+
+def read(part: PendingBatch) -> list[tuple[Any, ...]]:
+    found = records.decode(bytes(part.encode()))
+    size = len(found.keys)
+    times = [found.base_ms + offset for offset in found.offsets_ms] if found.offsets_ms else [found.base_ms] * size
+    return list(zip(times, found.keys, found.values, found.headers or [None] * size, strict=True))
+
+
+@given(MESSAGES, st.integers(1, 10))
+def test_each_message_is_in_one_part_as_it_was(messages: list[tuple[int, bool, int]], most: int) -> None:
+    batch, sent = batch_of(messages)
+    parts = split_batch(batch, [SHARDS[shard] for _, _, shard in messages], most)
+    content = {part: read(part) for part in parts}
+    for shard in SHARDS:
+        wanted = [one for one, (_, _, to) in zip(sent, messages, strict=True) if to == shard.id]
+        assert [one for part in parts if part.shard is shard for one in content[part]] == wanted
+    assert batch.moved is not None
+    assert [content[part][place] for part, place in batch.moved] == sent
+    assert all(1 <= part.count <= most for part in parts)
+    assert all((part.opened_monotonic_s, part.bulk) == (7.0, True) for part in parts)
+    assert 0 <= 100 * len(messages) - sum(part.size for part in parts) < len(parts)
+
+
+@given(st.lists(st.integers(1, 3), min_size=1), st.integers(1, 10))
+def test_messages_with_conditions_keep_them(shards: list[int], most: int) -> None:
+    batch = ConditionalBatch(SHARDS[0])
+    items = [Item(b"%d" % number, once=f"o{number}") for number in range(len(shards))]
+    for number, item in enumerate(items):
+        batch.add(item, f"k{number}", 10)
+    parts = split_batch(batch, [SHARDS[shard] for shard in shards], most)
+    assert batch.moved is not None
+    for item, key, to, (part, place) in zip(items, batch.routes, shards, batch.moved, strict=True):
+        assert isinstance(part, ConditionalBatch)
+        assert (part.items[place], part.routes[place], part.shard.id) == (item, key, to)
+    assert sum(part.count for part in parts) == len(items)
+    assert all(len(cast("ConditionalBatch", part).items) == part.count <= most for part in parts)
+
+
+def test_who_waits_follows_a_message_over_several_moves() -> None:
+    async def main() -> None:
+        batch, _ = batch_of([(0, False, 1), (0, False, 2), (0, False, 1)])
+        first = split_batch(batch, [SHARDS[1], SHARDS[2], SHARDS[1]], 10)
+        second = split_batch(first[0], [SHARDS[3], SHARDS[2]], 10)
+        for number, part in enumerate([first[1], *second]):
+            part.end(None, (f"{number}-0",))
+        ends = [await batch.follow(index) for index in range(3)]
+        assert [part.id_of(index) for part, index in ends] == ["3/1-0/0", "2/0-0/0", "2/2-0/0"]
+        assert set(await all_ended([batch, second[0]])) == {first[1], *second}
+
+    anyio.run(main)
