@@ -1,4 +1,4 @@
-"""The cases latency, bytes, idle, takeover and assignment at a tiny scale: shapes, and that they count honestly."""
+"""Cases latency, bytes, idle, takeover, reshard, assignment at a tiny scale: shapes, and that they count honestly."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import cast
 
 import pytest
 
-from benchmarks.cases import assignment, bytes, idle, latency, takeover
+import shardq
+from benchmarks.cases import assignment, bytes, idle, latency, reshard, takeover
 from benchmarks.harness import Options, Result
 from benchmarks.programs.handled import VALUE_BYTES, Handled, Notes, read_notes, value_of
 from benchmarks.programs.process import Program
@@ -167,3 +168,19 @@ async def test_takeover_tells_messages_lost_handled_again_after_a_crash_and_afte
         fleet.gone.append(takeover.Worker(name, cast("Program", None), tmp_path / str(name), killed))
 
     assert list((await takeover.counted(fleet, 5)).values()) == [5, 1, 1, 1]
+
+
+@pytest.mark.server_kinds("redis7")  # what it counts is the same on every server
+async def test_reshard_counts_the_longest_wait_of_every_key(server_binary: Path) -> None:
+    result = await reshard.measure(Options(str(server_binary), rounds=1, scale=0.2), say)
+
+    check(result, 1)
+    assert set(result.figures["send_many, messages/s"]) == {"before", "after"}
+    for name in ("steady", "split", "merge"):
+        assert result.figures[f"longest wait of a key, {name}, ms"]["p50"] > 0
+
+
+def test_reshard_takes_of_each_key_the_longest_wait_of_a_window() -> None:
+    load = reshard.Load(cast("shardq.Producer", None), [(0, 1.0, 5.0), (0, 2.0, 9.0), (1, 2.5, 4.0), (1, 3.0, 99.0)])
+    assert load.longest(1.0, 3.0)[:3] == [9.0, 4.0, 0.0]
+    assert load.longest(2.5, 4.0)[:3] == [0.0, 99.0, 0.0]
