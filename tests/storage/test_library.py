@@ -25,7 +25,7 @@ DIGEST_OF_BUILD = {
     1: "db15a4971e47bdc13457f3d7c73a7e7eafdbbdec5f0a8c200ece6fac9d33da1e",
     2: "0f444019d5dbf6a04e11e112f102677928ee26d2941b62c54001cefeb6bffc2c",
     3: "427d6d87d494227ae32ae3be7a4f348b77b3ec113b512bdd01e242a9ae452c1b",
-    4: "f5755b768fe8fcb866b7c7bf08661d333882b3018503c6d0244e2f652f410840",
+    4: "b6ceed2b8a58579c9c1a82eb257e438dcfd8b39e6a72f62da62eded1a029cc93",
 }
 SCRIPTS = {path.name: path.read_text(encoding="utf-8") for path in Path(str(files("shardq.storage"))).glob("**/*.lua")}
 REGISTRATION = re.compile(r"redis\.register_function[({].*?shardq_1_(\w+)'")
