@@ -142,6 +142,14 @@ def _owner_checks(story: Story, final: FinalState, counts: dict[str, int]) -> It
         "handlings",
         list(owners.check_stale(story)),
     )
+    ends = counts["ended"]
+    yield Check(
+        "gates",
+        "keys go on where they went after all before is done",
+        ends,
+        "ends",
+        list(owners.check_gates(story, final)),
+    )
     yield Check(
         "fencing",
         "no commit is accepted once a newer owner has committed",
@@ -158,6 +166,10 @@ def _state_checks(story: Story, final: FinalState, promises: Promises) -> Iterab
     yield Check("counters", "appended = acked + dead", shards, "shards", list(state.check_counters(story, final)))
     yield Check("left", "nothing is left to handle", shards, "shards", list(state.check_left(story, final)))
     yield Check("memory", "memory is given back", keys, "keys", list(state.check_memory(story, final)))
+    begun = sum(1 for change in story.changes if change.what == "begun")
+    yield Check(
+        "plans", "no change of shards is left half done", begun, "changes", list(state.check_plans(story, final))
+    )
     yield Check("alive", "all goes on once the faults are over", 2, "waits", list(alive))
     yield Check(
         "processes",
@@ -193,4 +205,5 @@ def count(story: Story, final: FinalState) -> dict[str, int]:
         "leases": sum(map(len, story.leases.values())),
         "ended": messages.endings(final).total(),
         "dead letters": len(final.dead),
+        "shards": len(final.shards),
     }

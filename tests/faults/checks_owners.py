@@ -10,9 +10,10 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import pairwise
 
 from tests.faults.checks_messages import Finding
-from tests.faults.story import NS, FinalState, Span, Story
+from tests.faults.story import NS, Effect, FinalState, Name, Span, Story
 
 # A process that is stopped between its last look at the clock and the handler's first line writes that line down when
 # it wakes; and it is awake for a moment before the one who woke it says so.
@@ -29,7 +30,7 @@ def check_owners(story: Story, final: FinalState) -> Iterator[Finding]:
         owners[span.shard, span.epoch].add(span.process)
     for effects in final.effects.values():
         for effect in effects:
-            owners[int(effect.id.partition("/")[0]), effect.epoch].add(effect.process)
+            owners[effect.shard, effect.epoch].add(effect.process)
     for (shard, epoch), names in sorted(owners.items()):
         if len(names) > 1:
             yield Finding(f"shard {shard}: {' and '.join(sorted(names))} both had epoch {epoch}")
@@ -37,10 +38,11 @@ def check_owners(story: Story, final: FinalState) -> Iterator[Finding]:
 
 def check_fencing(story: Story, final: FinalState) -> Iterator[Finding]:
     """The list of a key grows by commits, one after the other, and a failover takes back the last ones with the lease
-    under which they came: its epochs never fall."""
+    under which they came: the epochs of a shard never fall."""
     for key, effects in final.effects.items():
-        newest = None
+        newest_of: dict[int, Effect] = {}
         for effect in effects:
+            newest = newest_of.get(effect.shard)
             if newest is not None and effect.epoch < newest.epoch:
                 yield Finding(
                     f"effects of {key}: {effect.process} committed {effect.name} under epoch {effect.epoch} after"
@@ -48,7 +50,38 @@ def check_fencing(story: Story, final: FinalState) -> Iterator[Finding]:
                     (effect.name, newest.name),
                 )
             if newest is None or effect.epoch > newest.epoch:
-                newest = effect
+                newest_of[effect.shard] = effect
+
+
+def check_gates(story: Story, final: FinalState) -> Iterator[Finding]:
+    """A key's messages on a shard come after all those on the shards that had the key before, whose ids are smaller:
+    in what the handlers left, and in when each message was first handled. All shards of a key are of one home, which
+    a failover takes back as a whole."""
+    for key, effects in final.effects.items():
+        for before, after in _going_back([(effect.shard, effect.name) for effect in effects]):
+            yield _gate_finding(f"effects of {key}", before, after)
+    for key, spans in story.spans.items():
+        first: dict[str, Span] = {}
+        for span in spans:
+            first.setdefault(span.id, span)
+        for before, after in _going_back([(span.shard, span.name) for span in first.values()]):
+            yield _gate_finding(f"handlers of {key}", before, after)
+
+
+Place = tuple[int, Name]
+
+
+def _going_back(places: list[Place]) -> Iterator[tuple[Place, Place]]:
+    for one, other in pairwise(places):
+        if other[0] < one[0]:
+            yield one, other
+
+
+def _gate_finding(what: str, before: Place, after: Place) -> Finding:
+    text = (
+        f"{what}: {before[1]} of shard {before[0]} comes before {after[1]} of shard {after[0]}, which was there first"
+    )
+    return Finding(text, (after[1], before[1]))
 
 
 def check_stale(story: Story) -> Iterator[Finding]:
@@ -95,8 +128,15 @@ def overlaps(story: Story, spans: list[Span]) -> Iterator[tuple[Span, Span]]:
 
 
 def excused(story: Story, one: Span, other: Span) -> bool:
-    """The one of the older epoch slept meanwhile."""
+    """The one of the older epoch slept meanwhile. Of two shards that had the key one after the other, either: a failover
+    may take back what was done on the older one while the handler of the younger one sleeps."""
+    if one.shard != other.shard:
+        return slept(story, one, other) or slept(story, other, one)
     if one.epoch == other.epoch:
         return False
-    old, new = (one, other) if one.epoch < other.epoch else (other, one)
-    return story.paused_within(old.process, old.start_ns - WAKING_NS, min(story.end_of(old), story.end_of(new)))
+    return slept(story, one, other) if one.epoch < other.epoch else slept(story, other, one)
+
+
+def slept(story: Story, old: Span, new: Span) -> bool:
+    end_ns = min(story.end_of(old), story.end_of(new))
+    return story.paused_within(old.process, old.start_ns - WAKING_NS, end_ns)

@@ -13,6 +13,8 @@ from tests.faults.story import FinalState, ShardState, Story
 _STAYS_BYTES = 4096
 # A producer is remembered on each shard for an hour, so that a batch it sends again is known.
 _PRODUCER_BYTES = 512
+# What a retired shard may wait for when all is handled (runtime/reshard_state.py has the words).
+MAY_STAY = ("dead letters", "producers, which may ask")
 
 
 def check_counters(story: Story, final: FinalState) -> Iterator[Finding]:
@@ -58,6 +60,18 @@ def check_memory(story: Story, final: FinalState) -> Iterator[Finding]:
                 yield Finding(f"shard {shard.shard}: {what} has {after} bytes after the drain, {before} before traffic")
     for key in final.strays:
         yield Finding(f"the key {key} is left")
+
+
+def check_plans(story: Story, final: FinalState) -> Iterator[Finding]:
+    """No change of the number of shards is left half done, also when whoever began it was killed; a retired shard that
+    is still there has a reason that nobody has to do anything about, but for dead letters."""
+    if final.phase in ("opening", "sealing"):
+        yield Finding(f"a change of the number of shards is left half done: {final.phase}")
+    if final.unmoved:
+        yield Finding(f"{final.unmoved} delayed messages wait on retired shards")
+    for shard, why in final.stay.items():
+        if not why.startswith(MAY_STAY):
+            yield Finding(f"retired shard {shard} is still there because of {why}")
 
 
 def check_alive(story: Story, final: FinalState, drain_within_s: float) -> Iterator[Finding]:

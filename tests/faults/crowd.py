@@ -90,6 +90,20 @@ class Crowd:
             self.write("started", member, f"pid {member.process.pid}")
             return member
 
+    def run_aside(self, module: str, name: str, arguments: Sequence[str], within_s: float) -> tuple[int, str]:
+        """A process that belongs to no role, until it ends; returns its status and the end of its log."""
+        with self._lock:
+            self._count += 1
+            name = f"{name}-{self._count}"
+        log = self.folder / f"{name}.log"
+        command = [sys.executable, "-m", module, self.url, self.queue, name, str(self.folder), *arguments]
+        process = _STARTER.submit(_launch, command, log).result()
+        try:
+            process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        return process.wait(), log.read_text(errors="replace")[-_LOG_TAIL:]
+
     # -- handing out ---------------------------------------------------------------------------------------------------
 
     def of(self, role: Role) -> list[Member]:

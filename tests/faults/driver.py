@@ -55,7 +55,6 @@ class Settings:
     gap_s       at least and at most between two strikes; `lasts_s`: of one
     folder      where the histories and logs stay; None: a folder that goes at the end if nothing was found
     samples     called all the time while faults strike
-    samples     called all the time while faults strike
     at_drain    called when all is drained and the workers have stopped, before Redis is read: for tests of the lab
     """
 
@@ -233,8 +232,6 @@ class _Run:
             crowd.look()
             if self.settings.samples is not None:
                 self.settings.samples(self.lab)
-            if self.settings.samples is not None:
-                self.settings.samples(self.lab)
             time.sleep(_POLL_S)
         deadline = time.monotonic() + _HEALS_WITHIN_S
         for lane, thread in zip(lanes, threads, strict=True):
@@ -329,6 +326,9 @@ class _Run:
     async def _tidied(self, client: shardq.Client) -> bool:
         """Whether nothing is left of what was handled."""
         queue = await client.queue(self.queue)
+        left = await queue.reshard()
+        if left is not None and left.phase != "retired":
+            return False
         found = await queue.counters([GROUP])
         return all(shard.entries == 0 and shard.groups[GROUP].pending_entries == 0 for shard in found.values())
 
@@ -338,6 +338,7 @@ class _Run:
         queue = await client.queue(self.queue)
         if self.settings.at_drain is not None:
             await anyio.to_thread.run_sync(self.settings.at_drain, self.lab, queue)
+        left = await queue.reshard()
         return FinalState(
             effects=await final.effects(queue, self.settings.keys),
             dead=await final.dead(queue),
@@ -346,6 +347,9 @@ class _Run:
             resumed_s=resumed,
             drained_s=drains,
             lab=trouble,
+            phase=left.phase if left is not None else "",
+            stay=left.stay if left is not None else {},
+            unmoved=sum(left.delayed.values()) if left is not None else 0,
         )
 
 

@@ -46,4 +46,10 @@ def register(fault: Fault) -> None:
 
 
 # Each registers its own, which takes what is defined above.
-from tests.faults import faults_cluster, faults_network, faults_processes, faults_server  # noqa: E402, F401
+from tests.faults import (  # noqa: E402
+    faults_cluster,  # noqa: F401
+    faults_network,  # noqa: F401
+    faults_processes,  # noqa: F401
+    faults_reshard,  # noqa: F401
+    faults_server,  # noqa: F401
+)

@@ -73,7 +73,7 @@ async def dead(queue: shardq.Queue) -> list[Dead]:
 async def shards(queue: shardq.Queue, before: Memory) -> list[ShardState]:
     after = await memory(queue)
     counters = await queue.counters([GROUP])
-    return [state_of(shard, found, before[shard], after[shard]) for shard, found in counters.items()]
+    return [state_of(shard, found, before.get(shard, {}), after[shard]) for shard, found in counters.items()]
 
 
 def state_of(shard: int, found: ShardCounters, before: Mapping[str, int], after: Mapping[str, int]) -> ShardState:

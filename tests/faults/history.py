@@ -81,7 +81,16 @@ class Strike(msgspec.Struct, frozen=True, array_like=True, tag="fault"):
     text: str = ""
 
 
-Event = Send | Handle | Lease | Process | Strike
+class Change(msgspec.Struct, frozen=True, array_like=True, tag="change"):
+    """An operator changes the number of shards: begins (and may be cut off), has done so, or has to try again."""
+
+    what: Literal["begun", "done", "again"]
+    at_ns: int
+    process: str
+    text: str = ""
+
+
+Event = Send | Handle | Lease | Process | Strike | Change
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Event).decode

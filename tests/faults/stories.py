@@ -1,5 +1,5 @@
 """Made-up runs for the tests of the checker: `World` is a small queue that keeps every promise of shardq, through
-crashes, pauses and failovers, on a clock of its own. Starts nothing, touches no server.
+crashes, pauses, failovers, splits and merges, on a clock of its own. Starts nothing, touches no server.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from random import Random
 from typing import Literal
 
 from tests.faults.checker import Promises
-from tests.faults.history import Event, Handle, Lease, Process, Send, Strike, in_order
+from tests.faults.history import Change, Event, Handle, Lease, Process, Send, Strike, in_order
 from tests.faults.story import Dead, Effect, FinalState, Name, ShardState
 
 SHARDS, KEYS, PRODUCERS, WORKERS = 2, 4, 2, 2
@@ -29,11 +29,15 @@ class Message:
     acknowledged: bool = False
 
 
-@dataclass
+@dataclass(eq=False)
 class Shard:
-    """`log`: what is not finished; `done`: handled and not committed; `commits`: in order, with what each left."""
+    """`keys`: that it has, or had when it was sealed; `log`: what is not finished; `done`: handled and not committed;
+    `commits`: how many."""
 
     number: int
+    home: int
+    keys: list[str]
+    sealed: bool = False
     epoch: int = 0
     owner: str = ""
     entries: int = 0
@@ -41,7 +45,8 @@ class Shard:
     log: list[Message] = field(default_factory=list)
     running: list[Message] = field(default_factory=list)
     done: list[Message] = field(default_factory=list)
-    commits: list[tuple[Message, Effect | None]] = field(default_factory=list)
+    acked: int = 0
+    dead: int = 0
 
 
 class World:
@@ -50,7 +55,10 @@ class World:
     def __init__(self, chance: Random) -> None:
         self.chance, self.at_ns = chance, 10**9
         self.events: list[Event] = []
-        self.shards = [Shard(number) for number in range(SHARDS)]
+        keys = [f"key-{index}" for index in range(KEYS)]
+        self.shards = [Shard(number, number, keys[number::SHARDS]) for number in range(SHARDS)]
+        # Of each home, in order: which shard, and what it left. A failover takes back the last ones.
+        self.commits: list[list[tuple[Shard, Message, Effect | None]]] = [[] for _ in range(SHARDS)]
         self.flights: dict[tuple[str, str], Message] = {}
         self.late: list[Message] = []
         self.sleepers: dict[str, list[tuple[Shard, int, Message]]] = {}
@@ -61,7 +69,7 @@ class World:
     def run(self, steps: int) -> tuple[list[Event], FinalState]:
         often: list[Callable[[], None]] = [self.send, self.store, self.answer, self.arrive, self.take, self.commit]
         often += [self.start, self.start, self.end, self.end]
-        seldom = [self.crash, self.pause, self.wake, self.hand_over, self.failover]
+        seldom = [self.crash, self.pause, self.wake, self.hand_over, self.failover, self.split, self.merge]
         for _ in range(steps):
             self.chance.choice(seldom if self.chance.random() < 0.06 else often)()
         self.drain()
@@ -72,7 +80,12 @@ class World:
         return self.at_ns
 
     def shard_of(self, key: str) -> Shard:
-        return self.shards[int(key.partition("-")[2]) % SHARDS]
+        return next(shard for shard in self.shards if key in shard.keys and not shard.sealed)
+
+    def before(self, shard: Shard) -> list[Shard]:
+        """Those that had its keys before, of every generation."""
+        older = self.shards[: shard.number]
+        return [other for other in older if other.sealed and not set(other.keys).isdisjoint(shard.keys)]
 
     # -- sending -----------------------------------------------------------------------------------------------------
 
@@ -123,7 +136,8 @@ class World:
 
     def take(self) -> None:
         for shard in self.shards:
-            if not shard.owner and self.workers:
+            gated = any(other.log for other in self.before(shard))
+            if not shard.owner and self.workers and not gated:
                 shard.owner = self.chance.choice(self.workers)
                 shard.epoch += 1
                 self.events.append(Lease("taken", self.tick(), shard.owner, shard.number, shard.epoch))
@@ -168,7 +182,8 @@ class World:
         shard = self.chance.choice(self.shards)
         for message in shard.done:
             effect = None if message.fails else Effect(message.name, shard.epoch, shard.owner, message.id)
-            shard.commits.append((message, effect))
+            self.commits[shard.home].append((shard, message, effect))
+            shard.acked, shard.dead = shard.acked + (effect is not None), shard.dead + (effect is None)
             shard.log.remove(message)
         shard.done.clear()
 
@@ -223,20 +238,51 @@ class World:
             shard.owner = ""
 
     def failover(self) -> None:
-        """The last commits are taken back, and with "lossy" the last messages; the owner has to take the lease anew."""
-        shard = self.chance.choice(self.shards)
-        lossy = self.chance.random() < 0.5
+        """The last commits of a home are taken back, and with "lossy" the last messages; the owners have to take the
+        leases anew."""
+        home, lossy = self.chance.randrange(SHARDS), self.chance.random() < 0.5
         self._fault("lossy" if lossy else "failover")
-        for message in shard.running:
-            self._handle("end", shard.owner, shard, shard.epoch, message, "cancelled")
-        shard.owner, shard.running, shard.done = "", [], []
+        for shard in self.shards:
+            if shard.home == home:
+                self._cut(shard)
         for _ in range(self.chance.randrange(3)):
-            if shard.commits:
-                shard.log.insert(0, shard.commits.pop()[0])
+            if self.commits[home]:
+                shard, message, effect = self.commits[home].pop()
+                shard.acked, shard.dead = shard.acked - (effect is not None), shard.dead - (effect is None)
+                shard.log.insert(0, message)
+        shard = self.chance.choice([shard for shard in self.shards if shard.home == home])
         for _ in range(self.chance.randrange(3) if lossy else 0):
             if shard.log and shard.log[-1] not in self.flights.values():
                 shard.log.pop()
                 shard.appended -= 1
+
+    def _cut(self, shard: Shard) -> None:
+        for message in shard.running:
+            self._handle("end", shard.owner, shard, shard.epoch, message, "cancelled")
+        shard.owner, shard.running, shard.done = "", [], []
+
+    # -- changes of the number of shards -----------------------------------------------------------------------------
+
+    def _reshard(self, parents: list[Shard], keys: list[list[str]]) -> None:
+        """What is under way is stored on the new ones; the old ones go on until they are empty."""
+        self.events.append(Change("begun", self.tick(), "operator", f"{[parent.number for parent in parents]}"))
+        for parent in parents:
+            parent.sealed = True
+        for own in keys:
+            self.shards.append(Shard(len(self.shards), parents[0].home, own))
+
+    def split(self) -> None:
+        found = [shard for shard in self.shards if not shard.sealed and len(shard.keys) > 1]
+        if found:
+            shard = self.chance.choice(found)
+            self._reshard([shard], [shard.keys[:1], shard.keys[1:]])
+
+    def merge(self) -> None:
+        active = [[s for s in self.shards if not s.sealed and s.home == home] for home in range(SHARDS)]
+        found = [shards for shards in active if len(shards) > 1]
+        if found:
+            shards = self.chance.choice(found)
+            self._reshard(shards, [[key for shard in shards for key in shard.keys]])
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -246,8 +292,8 @@ class World:
             self.answer()
         while self.sleepers:
             self.wake()
-        self.take()
         while any(shard.log for shard in self.shards):
+            self.take()
             self.start()
             self.end()
             self.commit()
@@ -255,17 +301,20 @@ class World:
     def final(self) -> FinalState:
         effects: dict[str, list[Effect]] = {f"key-{index}": [] for index in range(KEYS)}
         dead = []
-        for shard in self.shards:
-            for message, effect in shard.commits:
+        for commits in self.commits:
+            for _, message, effect in commits:
                 if effect is not None:
                     effects[message.key].append(effect)
                 else:
                     dead.append(Dead(message.name, message.key, message.id, "it fails"))
-        return FinalState(effects, dead, list(map(self._state, self.shards)))
+        stay = {shard.number: "producers, which may ask for an answer" for shard in self.shards if shard.sealed}
+        return FinalState(
+            effects, dead, list(map(self._state, self.shards)), phase="retired" if stay else "", stay=stay
+        )
 
     def _state(self, shard: Shard) -> ShardState:
-        dead = sum(1 for _, effect in shard.commits if effect is None)
-        counts = {"appended": shard.appended, "acked": len(shard.commits) - dead, "dead": dead}
+        dead = shard.dead
+        counts = {"appended": shard.appended, "acked": shard.acked, "dead": dead}
         memory = {"stream": 500, "meta": 200}
         rest = {"delivered": shard.appended, "backlog": 0, "pending": 0, "waiting": 0, "dead_letters": dead}
         return ShardState(shard.number, **counts, **rest, memory_before=memory, memory_after=dict(memory))

@@ -8,10 +8,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tests.faults.history import Event, Handle, Lease, Process, Send, Strike
+from tests.faults.history import Change, Event, Handle, Lease, Process, Send, Strike
 
 Name = tuple[str, int]
 NS = 1_000_000_000
+
+
+def shard_of(id_: str) -> int:
+    """The shard that a message id names."""
+    return int(id_.partition("/")[0])
 
 
 @dataclass(slots=True)
@@ -73,6 +78,10 @@ class Effect:
     process: str
     id: str
 
+    @property
+    def shard(self) -> int:
+        return shard_of(self.id)
+
 
 @dataclass(frozen=True, slots=True)
 class Dead:
@@ -112,6 +121,9 @@ class FinalState:
     resumed_s  after the last fault: until every producer had a message stored; None when that did not come in time
     drained_s  after the producers stopped: until nothing was left to handle; None when that did not come in time
     lab        what is wrong with the cluster itself after all was healed; empty when nothing is
+    phase      of the changes of the number of shards (`ReshardState`); "" when nothing is left of any
+    stay       why each retired shard is still there
+    unmoved    delayed messages that retired shards still have
     """
 
     effects: Mapping[str, Sequence[Effect]]
@@ -121,6 +133,9 @@ class FinalState:
     resumed_s: float | None = 0.0
     drained_s: float | None = 0.0
     lab: str = ""
+    phase: str = ""
+    stay: Mapping[int, str] = field(default_factory=dict)
+    unmoved: int = 0
 
 
 @dataclass
@@ -139,6 +154,7 @@ class Story:
     deaths: dict[str, int] = field(default_factory=dict)
     processes: list[Process] = field(default_factory=list)
     faults: dict[int, Struck] = field(default_factory=dict)
+    changes: list[Change] = field(default_factory=list)
     began_ns: int = 0
     ended_ns: int = 0
 
@@ -179,6 +195,8 @@ def tell(events: Sequence[Event]) -> Story:
                     story.leases[event.shard].append(event)
             case Process():
                 _tell_process(story, event)
+            case Change():
+                story.changes.append(event)
             case Strike():
                 _tell_fault(story, event)
     return story
@@ -246,6 +264,9 @@ def about(story: Story, name: Name) -> list[str]:
             lines.append((story.end_of(span), f"handler ends: {span.how or 'with its process'} ({span.process})"))
     times = [at for at, _ in lines if at]
     if times:
+        low, high = min(times) - 5 * NS, max(times) + NS
+        near = [change for change in story.changes if low <= change.at_ns <= high]
+        lines += [(change.at_ns, f"[{change.process} {change.what}: {change.text}]") for change in near]
         for fault in story.faults_within(min(times) - 5 * NS, max(times) + NS):
             until = f"until {story.seconds(fault.healed_ns):.3f} s" if fault.healed_ns else "and never healed"
             lines.append((fault.strike_ns, f"[fault {fault.name}, {until}]"))

@@ -38,6 +38,10 @@ def test_true_runs_have_what_makes_judging_hard() -> None:
     counts = [judge(*World(Random(seed)).run(600), PROMISES).counts for seed in range(20)]
     for name in ("unknown", "refused", "handled again", "cut short", "slept through", "dead letters"):
         assert sum(count[name] for count in counts) > 5, name
+    assert sum(count["shards"] > 4 for count in counts) > 5
+    finals = [World(Random(seed)).run(600)[1] for seed in range(20)]
+    places = [[effect.shard for effect in effects] for final in finals for effects in final.effects.values()]
+    assert sum(len(set(of_key)) > 1 for of_key in places) > 20
     told = [tell(World(Random(seed)).run(600)[0]) for seed in range(20)]
     names = {name for story in told for name in (fault.name for fault in story.faults.values())}
     assert names == {"crash", "pause", "failover", "lossy"}
@@ -191,7 +195,8 @@ def other_committed(events: list[Event], final: FinalState, chance: Random) -> R
 
 
 def commit_under_old_epoch(events: list[Event], final: FinalState, chance: Random) -> Run:
-    found = [(key, i) for key, effects in final.effects.items() for i in range(1, len(effects))]
+    pairs = [(key, list(enumerate(effects))[1:]) for key, effects in final.effects.items()]
+    found = [(key, i) for key, own in pairs for i, e in own if final.effects[key][i - 1].shard == e.shard]
     assume(found)
     key, place = chance.choice(found)
     new = list(final.effects[key])
@@ -291,6 +296,65 @@ def begin_after_waking(events: list[Event], final: FinalState, chance: Random) -
     return [*left, *pause, *begun], final
 
 
+def resharded(final: FinalState) -> tuple[str, int]:
+    """A key, and the place of its first effect on another shard than the one before."""
+    found = [
+        (key, place)
+        for key, effects in final.effects.items()
+        for place in range(1, len(effects))
+        if effects[place].shard != effects[place - 1].shard
+    ]
+    assume(found)
+    return found[0]
+
+
+def commit_on_a_child_first(events: list[Event], final: FinalState, chance: Random) -> Run:
+    """Of two that were sent at the same time, for all anybody knows: only the gate says which comes first."""
+    key, place = resharded(final)
+    new = list(final.effects[key])
+    new[place - 1], new[place] = new[place], new[place - 1]
+    names = {effect.name for effect in new[place - 1 : place + 1]}
+    left = [e for e in events if not (isinstance(e, Send) and e.what != "invoke" and (e.process, e.number) in names)]
+    return left, effects_of(final, key, new)
+
+
+def handle_on_a_child_first(events: list[Event], final: FinalState, chance: Random) -> Run:
+    """Only a start of a handler shows it, of a message that was cut short then and handled in its turn later."""
+    key, place = resharded(final)
+    effect, first = final.effects[key][place], events[0].at_ns
+    where = "worker-77", effect.shard, 1, effect.id, key, *effect.name, 1
+    early = [Handle("start", first - 2, *where), Handle("end", first - 1, *where, "cancelled")]
+    return [*early, *events], final
+
+
+def commit_under_old_epoch_of_a_child(events: list[Event], final: FinalState, chance: Random) -> Run:
+    """Each shard counts its own epochs."""
+    key, place = resharded(final)
+    new = list(final.effects[key])
+    new.insert(place + 1, replace(new[place], epoch=new[place].epoch - 1))
+    return events, effects_of(final, key, new)
+
+
+def stop_half_way(events: list[Event], final: FinalState, chance: Random) -> Run:
+    return events, replace(final, phase=chance.choice(("opening", "sealing")))
+
+
+def keep_delayed(events: list[Event], final: FinalState, chance: Random) -> Run:
+    return events, replace(final, unmoved=1)
+
+
+def keep_retired(events: list[Event], final: FinalState, chance: Random) -> Run:
+    return events, replace(final, stay={**final.stay, 0: "messages that group g has not finished"})
+
+
+def forget_retired(events: list[Event], final: FinalState, chance: Random) -> Run:
+    """A retired shard goes with what it had counted."""
+    used = [shard for shard in final.shards if shard.appended]
+    assume(used)
+    gone = chance.choice(used)
+    return events, replace(final, shards=[shard for shard in final.shards if shard is not gone])
+
+
 def handle_again(events: list[Event], final: FinalState, chance: Random) -> Run:
     events, story = calm(events)
     spans = [span for span in story.all_spans() if span.how == "ok"]
@@ -346,6 +410,13 @@ PLANTS: list[tuple[str, Plant]] = [
     ("owners", two_owners),
     ("owners", other_committed),
     ("fencing", commit_under_old_epoch),
+    ("fencing", commit_under_old_epoch_of_a_child),
+    ("gates", commit_on_a_child_first),
+    ("gates", handle_on_a_child_first),
+    ("plans", stop_half_way),
+    ("plans", keep_delayed),
+    ("plans", keep_retired),
+    ("counters", forget_retired),
     ("phantom", phantom),
     ("phantom", stored_though_refused),
     ("phantom", wrong_key),
