@@ -128,8 +128,8 @@ def overlaps(story: Story, spans: list[Span]) -> Iterator[tuple[Span, Span]]:
 
 
 def excused(story: Story, one: Span, other: Span) -> bool:
-    """The one of the older epoch slept meanwhile. Of two shards that had the key one after the other, either: a failover
-    may take back what was done on the older one while the handler of the younger one sleeps."""
+    """The one of the older epoch slept meanwhile. Of two shards that had the key one after the other, either did: a
+    failover may take back what was done on the older one while the handler of the younger one sleeps."""
     if one.shard != other.shard:
         return slept(story, one, other) or slept(story, other, one)
     if one.epoch == other.epoch:

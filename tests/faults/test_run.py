@@ -46,6 +46,24 @@ def test_a_run_with_faults_of_the_processes_is_clean(server_binary: Path, tmp_pa
     assert "nothing wrong was found" in shown(report)
 
 
+RESHARDS = ("shard-split", "shards-split", "shards-merged", "shards-scaled", "reshard-cut-off")
+
+
+@pytest.mark.server_kinds("redis7")
+def test_a_run_that_changes_its_shards_is_clean(server_binary: Path, tmp_path: Path) -> None:
+    faults = (*RESHARDS, "worker-killed", "producer-stopped", "failover")
+    settings = Settings(
+        12, seed=4, faults=faults, gap_s=(0.1, 0.8), lasts_s=(0.1, 1.5), server=server_binary, folder=tmp_path
+    )
+    report = run(settings)
+    assert report.verdict.findings == 0, shown(report)
+    assert {fault.name for fault in report.verdict.story.faults.values()} >= set(RESHARDS), shown(report)
+    done = [change for change in report.verdict.story.changes if change.what == "done"]
+    assert len(done) >= len(RESHARDS) - 1
+    moved = [effects for effects in report.state.effects.values() if len({effect.shard for effect in effects}) > 1]
+    assert moved, "no key was handled on two shards"
+
+
 def on_its_master(lab: Lab, command: str, key: str, *words: str | int) -> Any:
     for server in lab.masters():
         try:

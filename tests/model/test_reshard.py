@@ -7,7 +7,8 @@ from __future__ import annotations
 import pytest
 
 from tests.model.explore import Explored, explore
-from tests.model.reshard import Model, Plan, Scenario, State
+from tests.model.reshard import Model
+from tests.model.states import Plan, Scenario, State
 
 SPLIT = Plan((0,), (1, 2), (1, 2))
 MERGE = Plan((1, 2), (3,), (3, 3))
