@@ -1,4 +1,4 @@
-"""Producers in the model of a reshard (runtime/producer.py, rerouting.py): they send, call, ask again, and go to the children."""
+"""Producers in the model of a reshard (runtime/producer.py, rerouting.py): they send, call, go to the children."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ class Sending(Shards):
             yield "goes to the children", self._rerouted(own, at, messages, table), state
 
     def _rerouted(self, own: Producer, at: int, refused: tuple[int, ...], table: Table) -> Producer:
-        """Rerouting._reroute, _move (runtime/rerouting.py): all that is unstored of the shard's buffer, in order, before
-        anything newer of its keys."""
+        """Rerouting._reroute, _move: all that is unstored of the shard's buffer, in order, before anything newer of its
+        keys."""
         buffers = list(own.buffers)
         waiting = (*refused, *buffers[at])
         if "older messages first" in self.without:
