@@ -150,7 +150,18 @@ async def open_groups(work: Work) -> bool:
 
 async def commit(work: Work) -> bool:
     """False when the plan is not under way any more: it was given up, or somebody was faster."""
-    return await reshard.commit(work.pipes, work.keys, work.stored)
+    if await reshard.commit(work.pipes, work.keys, work.stored):
+        return True
+    # Whoever slept before it opened a child may have done so after its keys were deleted: no table would name them.
+    table = await read_table(work.pipes, work.keys)
+    await _each(lambda id_: _delete_keys(work.pipes, work.shards[id_]), _unnamed(work.plan, table))
+    return False
+
+
+def _unnamed(plan: Reshard, table: RoutingTable) -> list[int]:
+    """Children that were, and are not any more."""
+    past = dict(table.removed)
+    return [child.id for child in plan.children if child.id in past]
 
 
 async def seal(work: Work) -> bool:

@@ -26,7 +26,7 @@ from shardq.storage.pipes import Pipes
 from tests.faults.history import SUFFIX, Change, Journal
 
 MOST_PER_HOME = 4  # active shards; beyond, a split makes fewer again
-_TRY_AGAIN_S, _WITHIN_S = 0.3, 60.0
+_TRY_AGAIN_S, _WITHIN_S = 0.3, 100.0
 
 Act = Callable[[shardq.Queue, random.Random], Awaitable[list[int]]]
 

@@ -341,6 +341,21 @@ async def test_a_plan_that_sealed_nothing_can_be_given_up(client: shardq.Client,
     assert (found.phase, found.parents) == ("sealing", (0, 1))
 
 
+async def test_who_slept_while_it_was_given_up_leaves_no_keys(client: shardq.Client, queue_name: str) -> None:
+    queue = await filled(client, queue_name)
+    plan = reshards.split(queue.table, 0)
+    await resharding.begin(client.pipes, queue.keys, plan)
+    sleeper = resharding.Work(client.pipes, queue.keys, plan.to_bytes())
+    assert await queue.give_up_reshard()
+    assert await resharding.open_children(sleeper)
+    children = [queue.keys.of(child) for child in plan.children]
+    there = [key for child in children for key in (child.stream, child.meta, child.group("g"))]
+    assert await rig(queue, 0).command("EXISTS", *there) == 6
+    assert not await resharding.commit(sleeper)
+    assert await rig(queue, 0).command("EXISTS", *there) == 0
+    assert [await state(queue, shard) for shard in (0, 1)] == ["open", "open"]
+
+
 async def test_what_is_left_to_do_is_told(client: shardq.Client, queue_name: str) -> None:
     queue = await filled(client, queue_name, 1)
     await queue.split(0)
