@@ -269,7 +269,7 @@ def test_what_a_side_is_compared_with() -> None:
 
 
 def test_make_bench_measures_and_reports() -> None:
-    command = ["make", "-n", "bench", "ARGS=produce"]
+    command = ["make", "--no-print-directory", "-n", "bench", "ARGS=produce"]
     shown = subprocess.run(command, cwd=report.HERE.parent, capture_output=True, text=True, timeout=60, check=True)
     measures, reports = shown.stdout.splitlines()[-2:]
     assert measures.endswith("python -m benchmarks produce")
