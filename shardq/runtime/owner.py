@@ -200,11 +200,13 @@ class ShardOwner:
     async def _claim(self, *, ours: bool) -> OwnedShard | None:
         """Waits for the lease while the shard is wanted, or its holder gives no sign of life: a claim that has watched
         a dying holder is not dropped because the plan now names another worker, who would begin watching only now.
-        `ours`: the lease is held still, so it must be served."""
+        `ours`: the lease is held still, so it must be served. Nor is a claim dropped that said it is ready, while the
+        holder may still hand over to it: the lease would be with a worker that doesn't serve it."""
         watch = Watch()
         held_at: tuple[str, str, str] | None = None
         grant = GrantConfirm(self._pipes, self._keys.slot, self._confirm())
-        while self.wanted or ours or (not self.leaving and self._is_silent(self.claimed_from)):
+        ready = False
+        while self.wanted or ours or ready or (not self.leaving and self._is_silent(self.claimed_from)):
             self._bell = anyio.Event()
             sent = monotonic()
             seen = held_at if watch.still_for(sent) >= self._settings.lease_s else None
@@ -246,12 +248,14 @@ class ShardOwner:
                 self._runners.attach(held)
                 return held
             ours = False  # whatever else the answer is, it says that this worker does not hold it
+            ready = ready and reply.status == "HELD" and reply.heir == self._nonce
             pause = self._settings.claim_poll_s
             if reply.status == "HELD":
                 self.claimed_from, held_at = reply.owner, reply.seen
                 still = watch.see(monotonic(), *held_at)
                 pause = max(min(pause * random.uniform(0.7, 1.0), self._settings.lease_s - still), 0.001)
-                if reply.heir == self._nonce:
+                if reply.heir == self._nonce and (ready or not self.leaving):
+                    ready = True
                     await self._say_ready()
             elif reply.status == "GATED":
                 pause, held_at = self._wait_at_gate(reply), None
@@ -327,6 +331,8 @@ class ShardOwner:
                     caught_up = False
                 self._ask_for_items(held, now)
             pause = self._until_due(held, now, stepped_at, caught_up)
+            if pause > 0 and (self._rung or self._stands):
+                continue  # somebody rang while `_keep_time` waited for its answer: that woke nobody
             limit = 0 if held.draining else held.session.entries_wanted(buffer)
             if pause > 0 and not (caught_up and limit and held.session.idle and self._hears(self._keys.bell)):
                 await self._rest(held, pause, 0 if caught_up else buffer // 2)
@@ -383,6 +389,8 @@ class ShardOwner:
         content = session.idle_step(limit, self._settings.buffer_messages)
         poll = IdlePoll(held, content, self._settings.lease_s, self._meters)
         until = min(now + session.later.due_in_s(now), held.promote_at_monotonic_s, held.tidy_at_monotonic_s)
+        if self._leaving_since is not None:
+            until = min(until, self._leaving_since + HEIR_PATIENCE_S)
         self._polls.add(poll, first_due)
         try:
             if not poll.ended:
@@ -573,7 +581,7 @@ class ShardOwner:
     # -- handing over ----------------------------------------------------------------------------------------
 
     def _release_due(self, now: float) -> bool:
-        return self._leaving_since is not None and now - self._leaving_since > HEIR_PATIENCE_S
+        return self._leaving_since is not None and now >= self._leaving_since + HEIR_PATIENCE_S
 
     def _hurry(self, held: OwnedShard, draining_s: float) -> None:
         """The drain limit passed: a stopping worker cancels what runs, a handover goes on waiting (nothing twice)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections import defaultdict
 from datetime import UTC, datetime, timedelta
@@ -20,6 +21,7 @@ from shardq.runtime.groups import Groups
 from shardq.storage import calls, control, groups
 from shardq.storage.cluster import pack_command
 from shardq.storage.groups import Start
+from shardq.storage.keys import ShardKeys
 from shardq.storage.nodes import node_command
 from tests.runtime.harness import GROUP, Traffic, check_equation, drained, owners, running, until, workers
 from tests.runtime.judge import judge, read_journal
@@ -292,6 +294,58 @@ async def test_a_group_that_is_resumed_while_its_workers_still_leave(cluster: Lo
             await queue.resume_group(GROUP)
             await until(lambda: drained(queue), 30, "an empty backlog")
     assert seen == [1, 2, 3]
+
+
+async def test_a_shard_that_changes_hands_as_its_group_is_paused_is_given_back(
+    cluster: LocalCluster, queue_name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The holder knows that its heir is ready and waits for a handler; the heir rests before it is given the lease."""
+    caplog.set_level(logging.INFO, "shardq")
+    began, go, seen = set[str](), anyio.Event(), set[str]()
+
+    def worker(name: str) -> shardq.Worker:
+        made = shardq.Worker(queue_name, group=GROUP, name=name, lease=2.0)
+
+        @made.handler
+        async def handle(message: shardq.Message) -> None:
+            began.add(message.value)
+            await go.wait()
+            seen.add(message.value)
+
+        return made
+
+    async with shardq.connect(cluster.url) as client, shardq.connect(cluster.url) as other:
+        queue = await client.queue(queue_name, shards=2)
+        await queue.open_group(GROUP)
+        keys = {queue.place_of(f"k{number}"): f"k{number}" for number in range(50)}
+        seen_ready: dict[ShardKeys, int] = {}
+
+        async def heir_is_known() -> bool:
+            """Two more steps of the holder since then: it has read the answer to the first."""
+            for place in keys:
+                call = pack_command("HMGET", place.group(GROUP), "heir_ready", "renewals")
+                ready, renewals = await client.pipes.command(place.slot, call)
+                if ready == b"1" and int(renewals) >= seen_ready.setdefault(place, int(renewals)) + 2:
+                    return True
+            return False
+
+        async def rests() -> bool:
+            return not await owners(queue)
+
+        async with running(client, worker("first")), queue.producer() as producer:
+            for key in keys.values():
+                await producer.send(key, key=key)
+            await until(lambda: len(began) == 2, 20, "handlers on both shards")
+            async with running(other, worker("second")):
+                await until(heir_is_known, 20, "the first to know that the second is ready")
+                await queue.pause_group(GROUP)
+                rest = [f"{name} of {queue_name}/{GROUP}: the group is paused" for name in ("first", "second")]
+                await until(lambda: all(text in caplog.text for text in rest), 20, "both to know of the pause")
+                go.set()
+                await until(rests, 20, "every lease to be given back")
+                await queue.resume_group(GROUP)
+                await until(lambda: drained(queue), 20, "an empty backlog")
+    assert seen == set(keys.values())
 
 
 async def test_killed_workers_need_force_and_the_next_one_begins_at_once(
