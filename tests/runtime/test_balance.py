@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from time import monotonic
 
 import anyio
 import pytest
@@ -150,10 +151,17 @@ async def test_a_leader_that_leaves_hands_on_without_a_shuffle(cluster: LocalClu
         first = worker(queue_name, "a")
         async with group(cluster.url, queue_name, *(worker(queue_name, name) for name in "bc")), traffic(queue, rates):
             async with group(cluster.url, queue_name, first):
+                seen: dict[int, str] = {}
+                since = monotonic()
 
                 async def alone() -> bool:
+                    nonlocal seen, since
                     held = await owners(queue)
-                    return len(held) == SHARDS and Counter(held.values())[held[0]] <= 2 and len(set(held.values())) == 3
+                    if held != seen:
+                        seen, since = held, monotonic()
+                    light = len(held) == SHARDS and Counter(held.values())[held[0]] <= 2
+                    # And settled: no move that the first leader began is still under way.
+                    return light and len(set(held.values())) == 3 and monotonic() - since > SETTLED_S
 
                 await until(alone, 30, "the heavy shard nearly alone with its owner")
                 before = await owners(queue)

@@ -486,7 +486,7 @@ def test_an_interrupt_leaves_the_producer_whole(queue_name: str) -> None:
         started = time.monotonic()
         with interrupt(lambda: time.monotonic() - started > 0.2):
             producer.send("interrupted", key="k")
-        # The thread runs ahead of the loop by 4 MiB at most, and the loop may have come to its wait after the first few.
+        # The thread runs ahead of the loop by 4 MiB at most, and the loop may wait after the first few already.
         with interrupt(lambda: count[0] > 3000):
             producer.send_many(endless())
         with interrupt(lambda: time.monotonic() - started > 1):
