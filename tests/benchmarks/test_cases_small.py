@@ -16,7 +16,8 @@ from benchmarks.programs.process import Program
 from benchmarks.programs.sender import KEYS_PER_SHARD, keys_of_shards
 from shardq.core.hashing import key_hash
 
-pytestmark = pytest.mark.anyio
+# What is measured differs between the kinds of server, how does not.
+pytestmark = [pytest.mark.anyio, pytest.mark.server_kinds("valkey9")]
 
 
 def say(_line: str) -> None:

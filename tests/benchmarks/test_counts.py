@@ -17,7 +17,8 @@ from shardq.ops.local_cluster import LocalCluster
 from shardq.runtime import filling, runners
 from tests.benchmarks.counts import Counts, commands, function_calls, handle, instant_producer, stream_bytes
 
-pytestmark = pytest.mark.anyio
+# The counts were the same on all three kinds, and so is the code that makes them.
+pytestmark = [pytest.mark.anyio, pytest.mark.server_kinds("redis7")]
 
 SHARDS, MESSAGES, AT_ONCE, SINGLE = 12, 24_000, 1000, 300
 GROUP, TRIES = "g", 3

@@ -15,7 +15,8 @@ from benchmarks.runs import Program, one_round
 from shardq.errors import CorruptData, StoreTimeout, UsageError
 from shardq.ops.local_cluster import LocalCluster
 
-pytestmark = pytest.mark.anyio
+# What is measured differs between the kinds of server, how does not.
+pytestmark = [pytest.mark.anyio, pytest.mark.server_kinds("redis8")]
 
 COUNT = 3000
 PRETENDER = Program("tests.benchmarks.pretender")

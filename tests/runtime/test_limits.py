@@ -24,7 +24,8 @@ from shardq.storage.cluster import pack_command
 from tests.runtime.harness import GROUP, Traffic, check_equation, drained, owners, running, until, workers
 from tests.runtime.judge import judge, read_journal
 
-pytestmark = pytest.mark.anyio
+# The functions themselves are tested on every kind (tests/storage).
+pytestmark = [pytest.mark.anyio, pytest.mark.server_kinds("redis7", "valkey9")]
 
 SLACK_S = 0.25
 

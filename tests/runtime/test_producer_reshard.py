@@ -29,7 +29,8 @@ from shardq.storage.cluster import pack_command
 from tests.runtime.harness import GROUP, Traffic, drained, running, until
 from tests.runtime.proxy import proxied
 
-pytestmark = pytest.mark.anyio
+# The functions themselves are tested on every kind (tests/storage/test_functions_reshard.py).
+pytestmark = [pytest.mark.anyio, pytest.mark.server_kinds("redis7", "valkey9")]
 
 HOUR = 3600.0
 

@@ -26,7 +26,8 @@ from tests.runtime.harness import until
 from tests.runtime.test_removal import keys_of
 from tests.storage.rig import Rig, one
 
-pytestmark = pytest.mark.anyio
+# The functions themselves are tested on every kind (tests/storage/test_functions_reshard.py).
+pytestmark = [pytest.mark.anyio, pytest.mark.server_kinds("redis8", "valkey9")]
 
 HOUR = 3600.0
 

@@ -15,7 +15,8 @@ from shardq.ops.local_cluster import LocalCluster
 from shardq.ops.work import load_worker
 from tests.runtime.harness import GROUP, WorkerProcess, check_equation, drained, until
 
-pytestmark = pytest.mark.anyio
+# Slots are shared in the process; no server has a part in it.
+pytestmark = [pytest.mark.anyio, pytest.mark.server_kinds("redis8")]
 
 
 class Served:
