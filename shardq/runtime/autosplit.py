@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -70,7 +71,7 @@ class AutoSplitter:
         if loads is self._seen:
             return
         self._seen = loads
-        ranges, now = self._ranges(), anyio.current_time()
+        ranges, now = self._ranges(), monotonic()
         active = {shard: load for shard, load in loads.items() if shard in ranges}
         hot = {shard: active[shard].load for shard in hot_of(active)}
         since = self._watch.see(now, hot)
@@ -102,12 +103,12 @@ class AutoSplitter:
         if reason:
             if shard not in self._refused_s:
                 _log.warning("%s: hot shard %d is not split: %s", self._queue, shard, reason)
-            self._refused_s[shard] = anyio.current_time()
+            self._refused_s[shard] = monotonic()
             return
-        self._last_s = anyio.current_time()
+        self._last_s = monotonic()
         _log.info("%s: shard %d has been hot for %g s: it is split", self._queue, shard, self._bounds.hot_for_s)
         await self._split(shard)
-        self._last_s = anyio.current_time()
+        self._last_s = monotonic()
 
 
 async def newest_keys(queue: Queue, shard: int) -> Sequence[Key]:

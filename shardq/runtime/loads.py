@@ -9,6 +9,7 @@ than 500 shards the looks come less often. They are spread over that time.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from time import monotonic
 
 import anyio
 
@@ -66,7 +67,7 @@ class LoadSampler:
     async def _look(self) -> None:
         """One look at all shards; takes `interval_s`."""
         shards, interval_s = sorted(self._shards), self.interval_s
-        started = anyio.current_time()
+        started = monotonic()
         self._meter.keep(self._shards)
         for first in range(0, len(shards), _AT_ONCE):
             some = shards[first : first + _AT_ONCE]
@@ -74,7 +75,7 @@ class LoadSampler:
             due = started + interval_s * (first + len(some)) / len(shards)
             if first + len(some) == len(shards):
                 self._publish()
-            await anyio.sleep(max(0.0, due - anyio.current_time()))
+            await anyio.sleep(max(0.0, due - monotonic()))
 
     def _publish(self) -> None:
         self.details = self._meter.details()
@@ -99,4 +100,4 @@ class LoadSampler:
                 self._outages.well(self._cant_read, shard)  # it was removed since
             return
         self._outages.well(self._cant_read, shard)
-        self._meter.see(shard, anyio.current_time(), counts)
+        self._meter.see(shard, monotonic(), counts)

@@ -12,10 +12,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import anyio
 
 import shardq
+from shardq.core import records
+from shardq.core.ids import MessageId
+from shardq.storage.cluster import pack_command
 from shardq.storage.counters import ShardCounters
 
 ROOT = Path(__file__).parents[2]
@@ -206,3 +210,16 @@ async def check_equation(queue: shardq.Queue, group: str = GROUP) -> None:
         assert backlog(counters, group) == undelivered + delivered_unfinished, f"shard {shard}: {counters}"
         if pending[0] == 0:
             assert delivered_unfinished == state.waiting, f"shard {shard}: {counters}"
+
+
+async def stored(queue: shardq.Queue) -> list[tuple[str, Any, Any]]:
+    """Every stored message, (id, key, value), those of parents before those of children, in stream order."""
+    await queue.refresh()
+    found = []
+    for shard, keys in sorted(queue.shards.items()):
+        entries = await queue.client.pipes.command(keys.slot, pack_command("XRANGE", keys.stream, "-", "+"))
+        for entry, fields in entries:
+            batch = records.decode(fields[3])
+            for index, (key, value) in enumerate(zip(batch.keys, batch.values, strict=True)):
+                found.append((str(MessageId(shard, entry.decode(), index)), key, value))
+    return found

@@ -11,27 +11,14 @@ import anyio
 import pytest
 
 import shardq
-from shardq.core import records
 from shardq.core.ids import MessageId
 from shardq.ops.local_cluster import LocalCluster
 from shardq.storage.cluster import pack_command
 from shardq.storage.nodes import node_command
-from tests.runtime.harness import Traffic, until
+from tests.runtime.harness import Traffic, stored, until
 from tests.runtime.proxy import proxied
 
 pytestmark = pytest.mark.anyio
-
-
-async def stored(queue: shardq.Queue) -> list[tuple[str, Any, Any]]:
-    """Every stored message: (id, key, value), shard by shard in stream order."""
-    found = []
-    for shard, keys in queue.shards.items():
-        entries = await queue.client.pipes.command(keys.slot, pack_command("XRANGE", keys.stream, "-", "+"))
-        for entry, fields in entries:
-            batch = records.decode(fields[3])
-            for index, (key, value) in enumerate(zip(batch.keys, batch.values, strict=True)):
-                found.append((str(MessageId(shard, entry.decode(), index)), key, value))
-    return found
 
 
 async def check_stored_once(queue: shardq.Queue, traffic: Traffic) -> None:

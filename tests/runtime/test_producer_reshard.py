@@ -26,7 +26,7 @@ from shardq.errors import NotStored, StoreUnavailable, UnknownQueue
 from shardq.ops.local_cluster import LocalCluster
 from shardq.runtime import reshard as resharding
 from shardq.storage.cluster import pack_command
-from tests.runtime.harness import GROUP, Traffic, drained, running, until
+from tests.runtime.harness import GROUP, Traffic, drained, running, stored, until
 from tests.runtime.proxy import proxied
 
 # The functions themselves are tested on every kind (tests/storage/test_functions_reshard.py).
@@ -46,19 +46,6 @@ async def other(cluster: LocalCluster) -> AsyncIterator[shardq.Client]:
     """Somebody else, whose routing table is its own."""
     async with shardq.connect(cluster.url) as client:
         yield client
-
-
-async def stored(queue: shardq.Queue) -> list[tuple[str, Any, Any]]:
-    """Every stored message, (id, key, value), those of parents before those of children, in stream order."""
-    await queue.refresh()
-    found = []
-    for shard, keys in sorted(queue.shards.items()):
-        entries = await queue.client.pipes.command(keys.slot, pack_command("XRANGE", keys.stream, "-", "+"))
-        for entry, fields in entries:
-            batch = records.decode(fields[3])
-            for index, (key, value) in enumerate(zip(batch.keys, batch.values, strict=True)):
-                found.append((str(MessageId(shard, entry.decode(), index)), key, value))
-    return found
 
 
 async def check(queue: shardq.Queue, traffic: Traffic) -> None:
