@@ -5,7 +5,8 @@ Every leader of the queue does this, whatever its group: each step of a reshard 
 once (runtime/reshard.py). Within one process it is done once at a time for each queue. It has a task of its own:
 whatever it waits for holds up neither heartbeats nor plans.
 
-A worker's or coordinator's user need not have the right to it; then it is said once, with what gives it.
+A worker's or coordinator's user need not have the right to it; then it is said once of each plan, and once of retired
+shards, with what gives it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,15 @@ LOOK_EVERY_S = 1.0
 UNFINISHED_S = 1.0  # whoever began a reshard is done by then, or is slow, or died: that it is carried on twice is safe
 LOOK_AFTER_EVERY_S = 15.0
 REFUSED_S = 60.0
+
+CANT_COMPLETE = (
+    "a reshard was left unfinished, sends to shards that it has sealed wait, and this leader may not complete it"
+)
+CANT_REMOVE = "this leader may not remove retired shards, so they stay for now"
+DO = (
+    "Repeat the command that began it, or `shardq queue scale`, with an operator's rights; or give workers "
+    "(coordinators) the right to"
+)
 
 _log = logging.getLogger("shardq")
 _under_way: WeakKeyDictionary[Cluster, set[str]] = WeakKeyDictionary()
@@ -63,7 +73,7 @@ class Upkeep:
         self._cant_do = f"{keys.queue}: a reshard can't be carried on"
         self._plan, self._plan_since_s = b"", 0.0
         self._version, self._due_s = -1, 0.0
-        self._refused, self._told = -1e9, False
+        self._refused_s: dict[str, float] = {}
 
     async def run(self) -> None:
         while True:
@@ -85,10 +95,11 @@ class Upkeep:
             self._see_version(version, now)
         if plan != self._plan:
             self._plan, self._plan_since_s = plan, now
+            self._refused_s.pop(CANT_COMPLETE, None)
         if plan and now - self._plan_since_s >= UNFINISHED_S:
-            await self._do(self._carry_on)
+            await self._do(self._carry_on, CANT_COMPLETE)
         elif not plan and now >= self._due_s:
-            await self._do(self._look_after)
+            await self._do(self._look_after, CANT_REMOVE)
 
     def _see_version(self, version: int, now: float) -> None:
         """The first look of a term finds what the leader before left, a later one what somebody just changed, who may
@@ -98,18 +109,23 @@ class Upkeep:
         if version != self._table.queue.table.version:
             self._table.look()
 
-    async def _do(self, what: Callable[[], Awaitable[None]]) -> None:
-        if monotonic() - self._refused < REFUSED_S:
+    async def _do(self, what: Callable[[], Awaitable[None]], refusal: str) -> None:
+        """`refusal` is said once while the rights for it are missing."""
+        if monotonic() - self._refused_s.get(refusal, -1e9) < REFUSED_S:
             return
         try:
             async with alone(self._pipes.cluster, self._keys.routing) as free:
                 if free:
                     await what()
             self._outages.well(self._cant_do)
-            self._told = False
+            self._refused_s.pop(refusal, None)
         except StoreRefused as error:
-            self._refused = monotonic()
-            self._tell(error)
+            if refusal not in self._refused_s:
+                queue = self._keys.queue
+                _log.warning(
+                    "%s: %s (%s). %s: shardq acl worker --queue %s --reshards", queue, refusal, error, DO, queue
+                )
+            self._refused_s[refusal] = monotonic()
         except ShardqError as error:
             self._outages.failed(self._cant_do, error)
 
@@ -129,16 +145,3 @@ class Upkeep:
         if gone := before.retired_by_id.keys() - stay.keys():
             _log.info("%s: removed retired shards %s", self._keys.queue, ", ".join(map(str, sorted(gone))))
             await self._table.read()
-
-    def _tell(self, error: StoreRefused) -> None:
-        if not self._told:
-            self._told = True
-            queue = self._keys.queue
-            _log.warning(
-                "%s: this leader may not carry on reshards or remove retired shards (%s). Repeat the command that "
-                "began it with an operator's rights, or give workers (coordinators) the right to: "
-                "shardq acl worker %s --reshards",
-                queue,
-                error,
-                queue,
-            )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +30,11 @@ class Users:
     def add(self, name: str, wanted: Wanted, *more: str) -> None:
         rules = user_rules(grants(wanted), PASSWORD)
         self._lines.append(f"user {name} {' '.join([*rules, *more])}")
+
+    def add_printed(self, *command: str) -> None:
+        """What `shardq acl` prints with these arguments, in a process of its own."""
+        called = [sys.executable, "-m", "shardq", "acl", *command, "--password-env", "PASSWORD"]
+        self._lines.append(subprocess.check_output(called, text=True, env=os.environ | {"PASSWORD": PASSWORD}).strip())
 
     def load(self) -> None:
         """Every node forgets all users but these; nobody gets in without a name any more."""
