@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from shardq.core.hot import KeySample
+from shardq.core.hot import LEAST, KeySample
 from shardq.errors import UsageError
 
 
@@ -67,8 +67,8 @@ def candidate(
 
 def why_not(keys: KeySample) -> str:
     """Why splitting the shard of these keys would not help; '' when it would. Names no key: this goes into logs."""
-    if not keys.messages:
-        return "none of its messages could be looked at"
+    if keys.messages < LEAST:
+        return f"only {keys.messages} of its messages could be looked at"
     if keys.one_key:
         return f"one key has {keys.share:.0%} of its newest {keys.messages} messages"
     return ""

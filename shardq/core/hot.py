@@ -18,6 +18,8 @@ FACTOR = 5.0
 LEAST_PER_S, LEAST_BYTES_PER_S = 100.0, 1024.0 * 1024
 KEY_SHARE = 0.5
 SAMPLE = 500
+ENOUGH = 100  # messages to tell a hot key by
+LEAST = 10
 
 
 @dataclass(frozen=True, slots=True)

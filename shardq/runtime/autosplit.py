@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from shardq.core.autosplit import AutoSplit, HotWatch, candidate, why_not
-from shardq.core.hot import SAMPLE, KeySample, hot_of
+from shardq.core.hot import ENOUGH, SAMPLE, KeySample, hot_of
 from shardq.core.load import Load
 from shardq.core.records import Key
 from shardq.errors import ShardqError
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("shardq")
 
 Split = Callable[[int], Awaitable[Any]]
-KEYS_TIMEOUT_S = 10.0
+KEYS_WITHIN_S, KEYS_TIMEOUT_S = 5.0, 10.0
+LOOK_EVERY_S = 0.02
 LOOK_AGAIN_S = 60.0
 
 
@@ -111,6 +112,16 @@ class AutoSplitter:
         self._last_s = monotonic()
 
 
-async def newest_keys(queue: Queue, shard: int) -> Sequence[Key]:
-    """The keys of a shard's newest messages. Raises StoreError."""
-    return [record.key for record in await queue.peek(SAMPLE, reverse=True, shards=[shard])]
+async def newest_keys(queue: Queue, shard: int, within_s: float) -> Sequence[Key]:
+    """The keys of a shard's newest messages. Raises StoreError.
+
+    Where nothing is retained and workers keep up, the shard is empty at most moments. So where it holds but a few it is
+    looked at again and again, for at most `within_s` seconds: what comes by stays for the few ms that handling takes.
+    """
+    found: dict[str, Key] = {}
+    started = monotonic()
+    while True:
+        found |= {record.id: record.key for record in await queue.peek(SAMPLE, reverse=True, shards=[shard])}
+        if len(found) >= ENOUGH or monotonic() - started >= within_s:
+            return list(found.values())[-SAMPLE:]
+        await anyio.sleep(LOOK_EVERY_S)

@@ -9,7 +9,7 @@ import logging
 import anyio
 
 from shardq.core.autosplit import AutoSplit
-from shardq.runtime.autosplit import AutoSplitter, newest_keys
+from shardq.runtime.autosplit import KEYS_WITHIN_S, AutoSplitter, newest_keys
 from shardq.runtime.bells import Bells
 from shardq.runtime.client import Client
 from shardq.runtime.member import Member, made_up_name
@@ -81,7 +81,7 @@ async def _coordinate(
                         joined.name,
                         loads=lambda: member.loads.details,
                         ranges=lambda: {shard.id: (shard.low, shard.high) for shard in joined.table.shards},
-                        keys=lambda shard: newest_keys(joined, shard),
+                        keys=lambda shard: newest_keys(joined, shard, KEYS_WITHIN_S),
                         split=joined.split,
                     )
                     tasks.start_soon(splitter.run, settings.load_sample_s)

@@ -47,7 +47,9 @@ def test_one_key_is_a_reason_not_to_split_and_is_not_named() -> None:
     sample = KeySample.of(["user:42"] * 9 + ["other"], 0, 1 << 32)
     assert why_not(sample) == "one key has 90% of its newest 10 messages"
     assert why_not(KeySample.of([f"k{n}" for n in range(10)], 0, 1 << 32)) == ""
-    assert why_not(KeySample.of([], 0, 1 << 32)) == "none of its messages could be looked at"
+    for few in (0, 9):
+        sample = KeySample.of([f"k{n}" for n in range(few)], 0, 1 << 32)
+        assert why_not(sample) == f"only {few} of its messages could be looked at"
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import cast
 
 import anyio
 import pytest
 
 import shardq
 from shardq.core.autosplit import AutoSplit
+from shardq.core.history import Record
 from shardq.core.load import Load
 from shardq.core.records import Key
 from shardq.errors import StoreUnavailable
@@ -181,9 +184,35 @@ async def test_the_keys_of_the_newest_messages(cluster: LocalCluster, queue_name
         async with queue.producer() as producer:
             await producer.send_many((f"k{number % 3}", number) for number in range(600))
             await producer.send(1)
-        keys = await newest_keys(queue, 0)
+        keys = await newest_keys(queue, 0, 0)
         assert len(keys) == 500
         assert set(keys) == {"k0", "k1", "k2", None}
+
+
+class Passing:
+    """A queue of which each look finds one more message, with the one before it, or nothing at all."""
+
+    def __init__(self, *, empty: bool = False) -> None:
+        self.looks, self._empty = 0, empty
+
+    async def peek(self, _count: int, *, reverse: bool, shards: Sequence[int]) -> list[Record]:
+        assert (reverse, shards) == (True, [7])
+        self.looks += 1
+        newest = [] if self._empty else [self.looks, self.looks - 1]
+        return [Record(f"7/{number}-0/0", 7, f"k{number % 4}", b"", None, 0, 0) for number in newest]
+
+
+async def test_keys_of_a_shard_that_is_nearly_empty_are_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shardq.runtime.autosplit.LOOK_EVERY_S", 0.0)
+    queue = Passing()
+    keys = await newest_keys(cast("shardq.Queue", queue), 7, 60)
+    assert (queue.looks, Counter(keys)) == (99, {"k0": 25, "k1": 25, "k2": 25, "k3": 25}), "each message counts once"
+
+
+async def test_where_nothing_comes_by_it_ends_without_keys() -> None:
+    queue = Passing(empty=True)
+    assert await newest_keys(cast("shardq.Queue", queue), 7, 0.1) == []
+    assert queue.looks > 1
 
 
 @pytest.mark.server_kinds("valkey9")

@@ -186,7 +186,7 @@ async def _with_keys(queue: Queue, shard: HotShard) -> HotShard:
     """With the keys of its newest messages, where they can be read in time."""
     with anyio.move_on_after(CALL_S):
         try:
-            newest = await newest_keys(queue, shard.shard)
+            newest = await newest_keys(queue, shard.shard, CALL_S / 3)
         except ShardqError:
             return shard
         routed = queue.table.by_id[shard.shard]
