@@ -10,8 +10,9 @@ What keeps it from swinging, besides the band of that module:
 A member that comes, goes or says another capacity starts a round at once, and shards may move again for it: what moves
 then is bounded by what joins and leaves. Shards without an owner are always placed.
 
-Every shard weighs at least one message a second (polls and renewals) and a tenth of the mean: so a queue at rest is
-spread by count, and shards without traffic do not gather on one worker.
+Every shard that takes messages weighs at least one a second (polls and renewals) and a tenth of the mean: so a queue at
+rest is spread by count, and shards without traffic do not gather on one worker. One that a reshard retired weighs what
+is left to do there and next to nothing besides: it will never have more, and soon goes.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from shardq.core.plan import Plan
 
 LEAST_LOAD = 1.0
 LEAST_SHARE = 0.1
+RETIRED_LEAST_LOAD = 0.01
 _SOON, _LONGEST_REST = 4, 32
 
 
@@ -65,9 +67,11 @@ class Balancer:
         capacities: Mapping[str, float],
         before: Plan,
         loads: Mapping[int, float] | None,
+        retired: Collection[int] = (),
     ) -> Plan:
         """The plan that follows `before`. `loads` is None until enough is known, and a new mapping for each sample;
-        a shard that is not in it weighs as much as the mean."""
+        a shard that is not in it weighs as much as the mean. `retired` are those of `shards` that take no messages any
+        more."""
         if self._began_empty is None:
             self._began_empty = not before.owners
         joined = self._capacities is not None and dict(capacities) != self._capacities
@@ -77,9 +81,9 @@ class Balancer:
         # A group that starts is balanced by count (and capacity) until there is something to weigh. One that was taken
         # over stays as it is until then.
         if loads is None and self._began_empty and len(set(capacities.values())) < 2:
-            return Plan.make(shards, capacities, before)
+            return Plan.make(shards, capacities, before, retired)
         may_move = loads is not None or self._began_empty
-        weights = weights_of(shards, loads or {})
+        weights = weights_of(shards, loads or {}, retired)
         owners = assign_by_load(
             weights,
             capacities,
@@ -116,12 +120,16 @@ class Balancer:
         return _Rest(now_s, min(2 * last.rest_s, _LONGEST_REST * self.pace.rest_s))
 
 
-def weights_of(shards: Collection[int], loads: Mapping[int, float]) -> dict[int, float]:
-    """What each shard weighs, in messages a second; all the same where nothing is known."""
-    known = [loads[shard] for shard in shards if shard in loads]
+def weights_of(shards: Collection[int], loads: Mapping[int, float], retired: Collection[int] = ()) -> dict[int, float]:
+    """What each shard weighs, in messages a second; all the same where nothing is known, but for those retired."""
+    old = set(retired)
+    known = [loads[shard] for shard in shards if shard in loads and shard not in old]
     mean = sum(known) / len(known) if known else 0.0
     least = max(LEAST_LOAD, LEAST_SHARE * mean)
-    return {shard: loads.get(shard, mean) + least for shard in shards}
+    return {
+        shard: loads.get(shard, 0.0) + RETIRED_LEAST_LOAD if shard in old else loads.get(shard, mean) + least
+        for shard in shards
+    }
 
 
 def _covers(plan: Plan, shards: Collection[int], members: Collection[str]) -> bool:

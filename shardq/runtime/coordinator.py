@@ -11,10 +11,12 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from time import monotonic
+from typing import NamedTuple
 
 from shardq.core.balance import Balancer
 from shardq.core.lease import Watch
 from shardq.core.plan import Plan
+from shardq.errors import CorruptData, StoreError
 from shardq.runtime.outages import Outages
 from shardq.runtime.settings import WorkerSettings
 from shardq.storage import calls, control
@@ -24,6 +26,7 @@ from shardq.storage.pipes import Pipes
 _log = logging.getLogger("shardq")
 
 AUDIT_EVERY = 60
+FREE_FIRST_S, FREE_LAST_S = 0.25, 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,13 @@ class Round:
     before: Plan
     plan: Plan
     dead: list[str]
+
+
+class _Free(NamedTuple):
+    """A shard whose lease nobody holds, when it was offered last: when to look again, and how long that was put off."""
+
+    again_s: float
+    pause_s: float
 
 
 class Coordinator:
@@ -59,6 +69,7 @@ class Coordinator:
         self._term = 0
         self._watches: dict[str, Watch] = {}
         self._unsettled: set[int] = set()
+        self._free: dict[int, _Free] = {}
         self._ticks = 0
         self._made: tuple[tuple[list[str], tuple[int, ...], tuple[int, ...]], Plan, Plan] | None = None
 
@@ -67,6 +78,7 @@ class Coordinator:
         self._term = term
         self._watches = {}
         self._unsettled = set(self._shards)
+        self._free = {}
         self._ticks = 0
         self._balancer = Balancer(self._settings.pace)
 
@@ -80,14 +92,16 @@ class Coordinator:
             self._ticks += not dead
             if not dead and self._ticks % AUDIT_EVERY == 0:
                 self._unsettled = set(self._shards)
-        return Round(beat, before, plan, dead) if plan is not before or dead or self._unsettled else None
+        return Round(beat, before, plan, dead) if plan is not before or dead or self._due() else None
 
     async def perform(self, nonce: str, todo: Round) -> bool:
         """Does it; false when another leader's term has begun."""
         plan, before, beat, version = todo.plan, todo.before, todo.beat, todo.beat.plan_version
         if plan is not before or todo.dead:
             # Before the write: when its answer is lost, the next round sees no difference any more.
-            self._unsettled |= {shard for shard, owner in plan.owners.items() if before.owners.get(shard) != owner}
+            changed = {shard for shard, owner in plan.owners.items() if before.owners.get(shard) != owner}
+            self._unsettled |= changed
+            self._free = {shard: free for shard, free in self._free.items() if shard not in changed}
             published = await self._publish(nonce, plan, todo.dead, beat.members)
             if published is None:
                 return False
@@ -108,7 +122,7 @@ class Coordinator:
         if self._settings.balance == "count":
             return self._by_count(alive, before), dead
         capacities = {name: members[name].capacity for name in alive}
-        return self._balancer.plan(now, self._shards, capacities, before, self._loads()), dead
+        return self._balancer.plan(now, self._shards, capacities, before, self._loads(), self._retired()), dead
 
     def _by_count(self, alive: list[str], before: Plan) -> Plan:
         """The plan for these members, made anew only when it can be another one."""
@@ -155,10 +169,18 @@ class Coordinator:
             )
         return version
 
+    def _due(self) -> list[int]:
+        """The shards to offer now, by id: not those that were just found free."""
+        now = monotonic()
+        return sorted(
+            shard for shard in self._unsettled if (free := self._free.get(shard)) is None or free.again_s <= now
+        )
+
     async def _settle(self, plan: Plan, version: int, members: dict[str, control.Member]) -> None:
         """Offers every shard whose living owner is not the planned one, until it has moved."""
         self._unsettled &= self._shards.keys()  # some may have been removed
-        wanted = [(shard, plan.owners.get(shard, "")) for shard in sorted(self._unsettled)]
+        self._free = {shard: free for shard, free in self._free.items() if shard in self._unsettled}
+        wanted = [(shard, plan.owners.get(shard, "")) for shard in self._due()]
         wanted = [(shard, owner) for shard, owner in wanted if owner in members]
         if not wanted:
             return
@@ -166,9 +188,16 @@ class Coordinator:
         limit_s = self._settings.leader_lease_s / 2
         answers = await calls.offer_all(self._pipes, self._group, offers, timeout_s=limit_s)
         for (shard, _), answer in zip(wanted, answers, strict=True):
-            if not isinstance(answer, str):
-                self._outages.failed(self._cant_offer, answer, shard)
-                continue
-            self._outages.well(self._cant_offer, shard)
-            if answer == "OWNED":
-                self._unsettled.discard(shard)
+            self._take_answer(shard, answer)
+
+    def _take_answer(self, shard: int, answer: str | StoreError | CorruptData) -> None:
+        if not isinstance(answer, str):
+            self._outages.failed(self._cant_offer, answer, shard)
+            return
+        self._outages.well(self._cant_offer, shard)
+        free = self._free.pop(shard, None)
+        if answer == "OWNED":
+            self._unsettled.discard(shard)
+        elif answer == "FREE":  # its owner takes it by itself, after a reshard perhaps only in an hour
+            pause_s = min(2 * free.pause_s, FREE_LAST_S) if free is not None else FREE_FIRST_S
+            self._free[shard] = _Free(monotonic() + pause_s, pause_s)

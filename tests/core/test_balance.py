@@ -159,6 +159,37 @@ def test_weights() -> None:
     assert weights_of([1, 2, 3], {1: 100.0, 2: 0.0}) == {1: 105.0, 2: 5.0, 3: 55.0}
 
 
+def test_a_retired_shard_weighs_what_is_left_to_do_there() -> None:
+    loads = {1: 100.0, 2: 0.0, 3: 0.0, 4: 40.0}
+    assert weights_of([1, 2, 3, 4, 5], loads, retired=[3, 4, 5]) == {1: 105.0, 2: 5.0, 3: 0.01, 4: 40.01, 5: 0.01}
+
+
+@pytest.mark.parametrize("load", [0.0, 100.0])
+def test_retired_shards_take_nothing_from_whoever_has_them(load: float) -> None:
+    """All old shards were one worker's; it keeps its half of the others, too."""
+    retired, active = range(24), range(24, 32)
+    owners = dict.fromkeys(retired, "a") | {shard: "a" if shard % 2 else "b" for shard in active}
+    before = Plan(owners, {shard: "b" if owner == "a" else "a" for shard, owner in owners.items()})
+    loads = dict.fromkeys(retired, 0.0) | dict.fromkeys(active, load)
+    after = Balancer().plan(0, range(32), {"a": 1.0, "b": 1.0}, before, loads, retired)
+    assert {shard: after.owners[shard] for shard in active} == {shard: owners[shard] for shard in active}
+
+
+def test_what_is_left_on_a_retired_shard_is_evened_out() -> None:
+    retired, active = range(4), range(4, 8)
+    before = Plan(dict.fromkeys(range(8), "a") | {4: "b", 5: "b"}, {})
+    loads = dict.fromkeys(retired, 100.0) | dict.fromkeys(active, 100.0)
+    after = Balancer().plan(0, range(8), {"a": 1.0, "b": 1.0}, before, loads, retired)
+    assert share(after, loads, {"a": 1.0, "b": 1.0}) == 1
+
+
+def test_a_group_that_starts_gets_old_and_new_shards_alike() -> None:
+    balancer, members = Balancer(), {"a": 1.0, "b": 1.0}
+    plan = balancer.plan(0, range(8), members, Plan(), None, range(3))
+    for shards in (range(3), range(3, 8)):
+        assert sorted(Counter(plan.owners[shard] for shard in shards).values())[0] == len(shards) // 2
+
+
 # -- a day in the life, in a minute ----------------------------------------------------------------------------------
 
 SAMPLE_S = 10
