@@ -27,6 +27,7 @@ from shardq.runtime.delete import delete_message
 from shardq.runtime.groups import GroupInfo, Groups, Position, starts_of
 from shardq.runtime.history import When, choose, position, read
 from shardq.runtime.jobs import Job
+from shardq.runtime.outgrown import LAST_ENTRY
 from shardq.runtime.producer import Producer
 from shardq.runtime.removal import remove_queue
 from shardq.runtime.reshard_state import ReshardState, read_state
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 # Well under PRODUCER_IDLE_MS in scripts/common.lua: a retry must find the sequence it repeats.
 LONGEST_DELIVERY_S = 1800
-FIRST_ENTRY, LAST_ENTRY = "0-0", "18446744073709551615-18446744073709551615"
+FIRST_ENTRY = "0-0"
 MAX_MESSAGE_BYTES = 1024 * 1024
 
 Durability = Literal["leader", "replica", "fsync"]

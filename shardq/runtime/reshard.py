@@ -11,7 +11,9 @@ began it, the leader of a group, another operator. Every step is safe to repeat,
               table, can't store messages of one key on parent and child in turn. After the children: what a sealed
               shard refuses has somewhere to go
   groups      those that were opened on the parents meanwhile are opened on the children
-  publish     the table that follows, and a ring at every group's bell
+  publish     the table that follows, and a ring at every group's bell. Producers could read it in the plan as soon as
+              they are refused, and save a call; they must not, before `groups`: what they store on a child
+              might be finished by every group there, and trimmed, before one that was opened late is
   move        messages that are not due yet go to the children
 
 Much later, when no group has anything left to do there and no producer may ask again for an answer, a retired shard
@@ -33,8 +35,9 @@ from shardq.core.queue_settings import QueueSettings
 from shardq.core.reshard import Reshard
 from shardq.core.routing import RoutingTable, Shard
 from shardq.errors import CorruptData, ReshardUnderWay, UnknownQueue
+from shardq.runtime.outgrown import LAST_ENTRY, outgrown
 from shardq.runtime.tasks import task_group
-from shardq.storage import groups, queues, reshard
+from shardq.storage import calls, groups, queues, reshard
 from shardq.storage.keys import Keys, ShardKeys
 from shardq.storage.pipes import Pipes
 
@@ -246,6 +249,9 @@ async def look_after(pipes: Pipes, keys: Keys) -> dict[int, reshard.Retired]:
         try:
             await move_delayed(pipes, keys, table, shard)
             done = await _retire(pipes, keys, table, shard)
+            if done.why == "stored" and await outgrown(pipes, keys, table, shard):
+                await calls.trim(pipes, keys.of(each.shard), LAST_ENTRY)
+                done = await _retire(pipes, keys, table, shard)
         except UnknownQueue:
             done = reshard.Retired("MISSING")  # a removal that was cut short, or lost data: nothing is left to wait for
         if done.status in ("OK", "MISSING"):

@@ -459,6 +459,39 @@ async def test_ids_of_a_removed_shard_are_found(client: shardq.Client, queue_nam
     assert await queue.delete_message(later)
 
 
+async def test_a_retention_by_size_lets_old_shards_go_when_new_ones_are_full(
+    client: shardq.Client, queue_name: str
+) -> None:
+    queue = await client.queue(queue_name, shards=1, retention="64KB")
+    await queue.open_group("g")
+
+    async def fill(messages: int) -> None:
+        async with queue.producer() as producer:
+            for number in range(messages):
+                await producer.send(number.to_bytes(4, "big") * 250, key=f"k{number}")
+
+    async def waits_for() -> list[str]:
+        stay = await resharding.look_after(client.pipes, queue.keys)
+        return [stay[shard].why for shard in sorted(stay)]
+
+    await fill(40)
+    await queue.split(0)
+    assert await finish(queue, 0) == 40
+    await rig(queue, 0).command("HDEL", queue.shards[0].meta, *await producers(queue, 0))
+    assert await waits_for() == ["stored"]
+    await fill(30)  # about half of what they may keep
+    assert await waits_for() == ["stored"], "these are the newest messages of the queue"
+    await fill(60)
+    await queue.split(2)  # what took the keys over may have been split itself
+    assert await waits_for() == ["stored", "backlog"]
+    await finish(queue, 2)
+    await fill(120)
+    assert (await waits_for())[:1] != ["stored"], "the first one is through"
+    await queue.refresh()
+    assert [each.shard.id for each in queue.table.retired] == [2]
+    assert len([record async for record in queue.history(shards=[1])]) > 20, "nothing of the others went"
+
+
 async def producers(queue: shardq.Queue, shard: int) -> list[str]:
     fields = await rig(queue, shard).command("HKEYS", queue.shards[shard].meta)
     return [field.decode() for field in fields if field.startswith(b"p:")]
