@@ -2,7 +2,8 @@
 how much to take, or when; keeps none.
 
 No call waits for a replica: leave is good for a moment, and one that lags must not stop the work. What a master gave
-just before its replica took over, and the replica had not heard of, may be given again.
+just before its replica took over, and the replica had not heard of, may be given again: once, and no more than for the
+time ahead and the bucket, for leave begins at the present of whoever gives it.
 """
 
 from __future__ import annotations

@@ -89,6 +89,21 @@ async def test_a_clock_that_was_put_back_makes_nobody_wait_for_it(shard: Rig) ->
     assert told.again_us <= 200_000
 
 
+async def test_what_a_failover_took_back_is_given_once_more_and_no_oftener(shard: Rig) -> None:
+    """The replica that takes over heard of nothing: what is begun twice is no more than a bucket and what was given
+    ahead."""
+    limit, key_limit = parse_limit("limit", "1/h burst 32"), parse_limit("key_limit", "1/h burst 32")
+    for _ in range(2):
+        await control(shard, "HDEL", shard.keys.control("g"), "limit_full")
+        await shard.command("DEL", shard.shard.limits("g"))
+        given = [(await take(shard, limit, 100)).given for _ in range(6)]
+        (first,), (second,) = (
+            await take_keys(shard, key_limit, (b"k", 100)),
+            await take_keys(shard, key_limit, (b"k", 9)),
+        )
+        assert (sum(given), first.given, second.given) == (limit.capacity, key_limit.capacity, 0)
+
+
 @pytest.mark.parametrize("stored", ["", "x", "1 2", "0 0 0 0 0", "9e99 1 1 1 1", "-1 -1 -1 -1 -1"])
 async def test_what_is_no_limit_in_redis_counts_as_none(shard: Rig, stored: str) -> None:
     await control(shard, "HSET", shard.keys.control("g"), "limit", stored, "limit_full", stored)
