@@ -12,7 +12,7 @@ import msgspec
 # The order of the sections; a case that is not named here comes after these.
 CASES = (
     "produce", "consume", "send", "latency", "durability", "processes", "shards", "backlog", "growth", "servers_cpu",
-    "bytes", "idle", "takeover", "reshard", "assignment", "pipeline",
+    "bytes", "idle", "takeover", "reshard", "reshard_workers", "assignment", "pipeline",
 )  # fmt: skip
 
 

@@ -1,20 +1,24 @@
-"""Cases latency, bytes, idle, takeover, reshard, assignment at a tiny scale: shapes, and that they count honestly."""
+"""Cases latency, bytes, idle, takeover, reshard, reshard_workers, assignment at a tiny scale: shapes, and that they
+count honestly."""
 
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
 import shardq
-from benchmarks.cases import assignment, bytes, idle, latency, reshard, takeover
+from benchmarks.cases import assignment, bytes, idle, latency, reshard, reshard_workers, takeover
 from benchmarks.harness import Options, Result
 from benchmarks.programs.handled import VALUE_BYTES, Handled, Notes, read_notes, value_of
 from benchmarks.programs.process import Program
 from benchmarks.programs.sender import KEYS_PER_SHARD, keys_of_shards
 from shardq.core.hashing import key_hash
+from shardq.core.reshard import scale, split_all
+from shardq.core.routing import RoutingTable
 
 # What is measured differs between the kinds of server, how does not.
 pytestmark = [pytest.mark.anyio, pytest.mark.server_kinds("valkey9")]
@@ -179,6 +183,28 @@ async def test_reshard_counts_the_longest_wait_of_every_key(server_binary: Path)
     assert set(result.figures["send_many, messages/s"]) == {"before", "after"}
     for name in ("steady", "split", "merge"):
         assert result.figures[f"longest wait of a key, {name}, ms"]["p50"] > 0
+
+
+@pytest.mark.server_kinds("redis7")  # what it counts is the same on every server
+async def test_reshard_workers_waits_for_every_new_shard_and_counts_all_the_while(
+    server_binary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reshard_workers, "WORKERS", 1)
+    result = await reshard_workers.measure(Options(str(server_binary), rounds=1, scale=0.2), say)
+
+    check(result, 1)
+    assert set(result.samples) == {"before", "during", "after"}
+    assert result.sizes["new shards waited for"] == 8 + 4
+    assert result.figures["wait for a new shard, ms"]["p50"] > 0
+
+
+def test_reshard_workers_waits_from_the_end_of_every_old_shard() -> None:
+    table = scale(split_all(RoutingTable.equal(2)).table, 2)
+    assert table is not None
+    queue = SimpleNamespace(table=table.table)
+    times = {2: (50, 100), 3: (50, 120), 4: (60, 90), 5: (60, 80), 6: (110, 150), 7: (95, 97)}  # due and begun, in ms
+    rows = [Handled(shard, 0, due * 10**6, begun * 10**6) for shard, (due, begun) in times.items()]
+    assert reshard_workers.waited(cast("shardq.Queue", queue), [6, 7], rows) == [30, 2]
 
 
 def test_reshard_takes_of_each_key_the_longest_wait_of_a_window() -> None:
