@@ -18,6 +18,7 @@ from shardq.errors import UnknownQueue
 from shardq.ops.inspect import GroupView, QueueView, ShardView, read_queue, read_queues
 from shardq.ops.processes import run_async
 from shardq.ops.rates import Look, lease_word
+from shardq.ops.waits import in_words
 from shardq.runtime.client import connect
 from shardq.runtime.reshard_state import ReshardState
 
@@ -200,17 +201,21 @@ def show(context: click.Context, name: str, group: str | None, over_s: float, ur
         rows = [row for shard in view.shards.values() for row in _map_rows(look, shard)]
         print_table(_MAP, rows, left=["HASHES", "NODE", "STATE", "GROUP", "OWNER"])
         if reshard is not None:
-            _tell_reshard(name, reshard)
+            _tell_reshard(view, reshard)
     for number, why in view.unreadable.items():
         click.echo(f"shard {number} can't be read: {why}", err=True)
     if view.unreadable:
         context.exit(1)
 
 
-def _tell_reshard(name: str, reshard: ReshardState) -> None:
+def _tell_reshard(view: QueueView, reshard: ReshardState) -> None:
+    name = view.queue
     if reshard.phase in ("opening", "sealing"):
         parents = ", ".join(map(str, reshard.parents))
         click.echo(f"{name}: a reshard of shards {parents} is under way ({reshard.phase}); repeating it completes it")
+    for group in _groups(view):
+        if words := in_words(view, group):
+            click.echo(f"{name}: {words}")
     for number, why in reshard.stay.items():
         click.echo(f"{name}: shard {number} is retired and waits for {why}")
 

@@ -14,6 +14,7 @@ from shardq.cli.output import age, print_json, print_table, tell_unreadable
 from shardq.ops.inspect import GroupView, QueueView, ShardView, read_queue, read_queues
 from shardq.ops.processes import run_async
 from shardq.ops.rates import Look, lease_word, shown_groups
+from shardq.ops.waits import named, waits_for
 from shardq.runtime.client import Client, connect
 
 
@@ -72,13 +73,15 @@ async def _look_twice(
 
 def _print_shards(look: Look, as_json: bool) -> None:
     if as_json:
-        print_json(_shard_object(look, shard, group) for group in shown_groups(look.view) for shard in _shards(look))
+        for group in shown_groups(look.view):
+            waits = waits_for(look.view, group)
+            print_json(_shard_object(look, shard, group, waits.get(shard.shard, [])) for shard in _shards(look))
         return
     headers = ["SHARD", "SLOT", "NODE", "BACKLOG", "PENDING", "OLDEST", "RATE", "OWNER", "LEASE"]
     for group in shown_groups(look.view):
-        said = _in_words(look.view, group)
+        said, waits = _in_words(look.view, group), waits_for(look.view, group)
         click.echo(f"{look.view.queue} / {group}: {said}" if group else f"{look.view.queue}, no group yet: {said}")
-        rows = [_shard_row(look, shard, group) for shard in _shards(look)]
+        rows = [_shard_row(look, shard, group, waits.get(shard.shard)) for shard in _shards(look)]
         print_table(headers, rows, left=["NODE", "OWNER", "LEASE"])
 
 
@@ -97,7 +100,7 @@ def _shards(look: Look) -> Iterator[ShardView]:
     yield from look.view.shards.values()
 
 
-def _shard_row(look: Look, shard: ShardView, group: str) -> list[str]:
+def _shard_row(look: Look, shard: ShardView, group: str, before: list[int] | None) -> list[str]:
     view = shard.groups.get(group)
     where = [str(shard.shard), str(shard.slot), shard.node or "-"]
     rate = _number(_shard_rate(look, shard, group))
@@ -105,6 +108,7 @@ def _shard_row(look: Look, shard: ShardView, group: str) -> list[str]:
         return [*where, str(shard.appended), "-", "-", rate, "-", "-"]
     counts = [str(view.backlog), str(view.pel_messages), age(view.oldest_age_s)]
     lease = lease_word(view) + ("" if shard.state == "open" else ", retired")
+    lease += f", waits for {named(before)}" if before else ""
     return [*where, *counts, rate, view.owner or "-", lease]
 
 
@@ -116,12 +120,16 @@ def _number(rate: float | None) -> str:
     return "-" if rate is None else f"{rate:.0f}"
 
 
-def _shard_object(look: Look, shard: ShardView, group: str) -> dict[str, Any]:
+def _shard_object(look: Look, shard: ShardView, group: str, before: list[int]) -> dict[str, Any]:
     view = shard.groups.get(group)
     where = {"queue": look.view.queue, "shard": shard.shard, "slot": shard.slot, "node": shard.node}
     held = {"state": shard.state, "appended": shard.appended, "delayed": shard.delayed}
     base = {**where, **held, "rate": _shard_rate(look, shard, group)}
-    return base if view is None else {**base, "group": group, **_group_object(view), "owner": view.owner}
+    return (
+        base
+        if view is None
+        else {**base, "group": group, **_group_object(view), "owner": view.owner, "waits_for": before}
+    )
 
 
 def _group_object(view: GroupView) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from shardq.core.load import Counts, LoadMeter
 from shardq.errors import ShardqError
 from shardq.ops.http import serving
 from shardq.ops.inspect import GroupView, QueueView, ShardView, read_queue
+from shardq.ops.waits import waiting_shards
 from shardq.runtime.client import Client
 
 # A scrape stays below Prometheus' own limit of 10 s, also when a master is away.
@@ -263,6 +264,11 @@ def _of_queues(snapshot: Snapshot) -> Iterator[Metric]:
         for shard in queue.shards:
             hot.add_metric([name, str(shard)], shard in snapshot.hot.get(name, ()))
     yield hot
+    text = "1 while a change of shards is begun and not done: where it lasts nobody carries it on (shardq queue show)."
+    under_way = GaugeMetricFamily("shardq_reshard_under_way", text, labels=["queue"])
+    for name, queue in snapshot.queues.items():
+        under_way.add_metric([name], bool(queue.reshard))
+    yield under_way
     up = GaugeMetricFamily("shardq_queue_up", "1 when all of the queue was read at this scrape.", labels=["queue"])
     for name in snapshot.queues:
         up.add_metric([name], name in snapshot.whole)
@@ -286,6 +292,7 @@ def _of_groups(queues: Iterable[QueueView]) -> Iterator[Metric]:
                 for group, view in shard.groups.items():
                     metric.add_metric([queue.queue, str(shard.shard), group], value(view))
         yield metric
+    yield from _of_retired(queues)
     rebalances = CounterMetricFamily("shardq_rebalances", "Plans that the coordinator made.", labels=["queue", "group"])
     members = GaugeMetricFamily("shardq_members", "Workers and coordinators in the group.", labels=["queue", "group"])
     paused = GaugeMetricFamily("shardq_group_paused", "1 while the group is paused.", labels=["queue", "group"])
@@ -295,6 +302,21 @@ def _of_groups(queues: Iterable[QueueView]) -> Iterator[Metric]:
             rebalances.add_metric([queue.queue, group], state.rebalances)
             members.add_metric([queue.queue, group], len(state.members))
     yield from (rebalances, members, paused)
+
+
+def _of_retired(queues: Iterable[QueueView]) -> Iterator[Metric]:
+    """Of retired shards alone: what the group waits for, and what waits for the group."""
+    text = "Messages to finish on a retired shard; the group begins on the shards that took its keys over only then."
+    left = GaugeMetricFamily("shardq_retired_unfinished_messages", text, labels=_GROUP)
+    text = "Shards that the group may not begin on before it has finished retired ones."
+    waiting = GaugeMetricFamily("shardq_waiting_shards", text, labels=["queue", "group"])
+    for queue in queues:
+        for shard in queue.shards.values():
+            for group, view in shard.groups.items() if shard.state != "open" else ():
+                left.add_metric([queue.queue, str(shard.shard), group], view.backlog)
+        for group in queue.groups:
+            waiting.add_metric([queue.queue, group], len(waiting_shards(queue, group)))
+    yield from (left, waiting)
 
 
 def _of_exporter(snapshot: Snapshot, now: float) -> Iterator[Metric]:

@@ -6,6 +6,7 @@ named in `unreadable`: the others are shown all the same.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -18,6 +19,7 @@ from shardq.runtime.queue import Queue
 from shardq.storage.control import control_state
 from shardq.storage.counters import GroupCounters, ShardCounters, inspect
 from shardq.storage.keys import ShardKeys
+from shardq.storage.queues import reshard_phase
 
 _QUEUES_AT_ONCE = 8
 
@@ -91,12 +93,16 @@ class GroupState:
 
 @dataclass(frozen=True, slots=True)
 class QueueView:
-    """One queue. Its shards are not read in the same instant, but each is consistent in itself."""
+    """One queue. Its shards are not read in the same instant, but each is consistent in itself.
+
+    reshard   a change of shards that was begun and is not done: "opening", or "sealing" when producers may wait for it
+    """
 
     queue: str
     shards: Mapping[int, ShardView]
     groups: Mapping[str, GroupState]
     unreadable: Mapping[int, str] = field(default_factory=dict)
+    reshard: str = ""
 
     @property
     def appended(self) -> int:
@@ -145,12 +151,21 @@ async def read_queue(
             return  # its members stay unknown; what is in the queue is worth more than an error
         states[group] = GroupState(state.leader, tuple(sorted(state.members)), state.rebalances, state.paused)
 
+    reshard = ""
+
+    async def look_at_reshard() -> None:
+        nonlocal reshard
+        with contextlib.suppress(ShardqError):  # it stays unknown, as above
+            reshard = await reshard_phase(client.pipes, queue.keys, timeout_s=timeout_s)
+
     async with anyio.create_task_group() as tasks:
+        tasks.start_soon(look_at_reshard)
         for shard in queue.shards:
             tasks.start_soon(look, shard)
         for group in wanted:
             tasks.start_soon(look_at_group, group)
-    return QueueView(name, dict(sorted(shards.items())), dict(sorted(states.items())), dict(sorted(unreadable.items())))
+    found = dict(sorted(shards.items())), dict(sorted(states.items())), dict(sorted(unreadable.items()))
+    return QueueView(name, *found, reshard)
 
 
 async def read_queues(

@@ -70,10 +70,10 @@ def why_it_stays(shard: ShardCounters) -> str:
     """What a retired shard waits for, in words."""
     names = sorted(name for name, group in shard.groups.items() if backlog_of(shard, group) > 0)
     if names:
-        return f"messages that group {_and_others(names)} has not finished"
+        return f"messages that {_groups(names)} not finished"
     names = sorted(name for name, group in shard.groups.items() if group.dead_letters)
     if names:
-        return f"dead letters of group {_and_others(names)}: replay or purge them"
+        return f"dead letters of group{'s' * (len(names) > 1)} {_named(names)}: replay or purge them"
     if shard.delayed:
         return "delayed messages that are to be moved"
     if shard.entries:
@@ -81,8 +81,12 @@ def why_it_stays(shard: ShardCounters) -> str:
     return "producers, which may ask for an answer for an hour; then a leader removes it"
 
 
-def _and_others(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+def _groups(names: list[str]) -> str:
+    return f"group {names[0]} has" if len(names) == 1 else f"groups {_named(names)} have"
+
+
+def _named(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def backlog_of(shard: ShardCounters, group: GroupCounters) -> int:

@@ -51,6 +51,15 @@ async def read_changes(pipes: Pipes, keys: Keys) -> tuple[int, bytes]:
     raise UnknownQueue(msg)
 
 
+async def reshard_phase(pipes: Pipes, keys: Keys, *, timeout_s: float) -> str:
+    """ "opening" or "sealing" (it is committed) while a reshard is under way, else empty."""
+    packed = pack_command("HMGET", keys.routing, "reshard", "committed")
+    reply = await pipes.command(keys.control_slot, packed, timeout_s=timeout_s)
+    with shape("HMGET"):
+        plan, committed = reply
+        return ("sealing" if committed else "opening") if plan else ""
+
+
 async def declare(pipes: Pipes, keys: Keys, version: int, table: bytes, settings: bytes) -> Declared:
     """Publishes a routing table and settings unless the queue has them; returns those that stand."""
     reply = await pipes.call(keys.control_slot, "declare", [keys.routing], [version, table, settings])

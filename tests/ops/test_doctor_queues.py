@@ -327,6 +327,8 @@ async def test_shards_that_lie_unevenly(cluster: LocalCluster, queue: shardq.Que
     (finding,) = uneven(replace(facts, after=together), Limits())
     assert (finding.id, finding.level) == ("queues.uneven", "advice")
     assert f"3 on {one}" in finding.what
+    split = replace(view, shards={n: replace(view.shards[0], shard=n) for n in range(3)})
+    assert list(uneven(replace(facts, after=split), Limits())) == [], "what splits made of one shard can't be spread"
 
 
 async def test_what_deleted_queues_left(cluster: LocalCluster, queue: shardq.Queue) -> None:

@@ -12,10 +12,10 @@ import shardq
 from shardq.core.findings import Finding
 from shardq.core.reshard import split_all
 from shardq.ops.doctor.facts import Limits
-from shardq.ops.doctor.reshards import gated
 from shardq.ops.doctor.run import Wanted, examine
 from shardq.ops.inspect import read_queue
 from shardq.ops.local_cluster import LocalCluster
+from shardq.ops.waits import waits_for
 from shardq.runtime import reshard as resharding
 from tests.runtime.harness import running, until
 
@@ -49,7 +49,7 @@ async def test_a_reshard_that_nobody_carries_on(client: shardq.Client, cluster: 
         assert await step(work)
     found = (await look(cluster, queue_name))["reshard.unfinished"]
     assert (found.level, "sends to the shards that it seals wait" in found.what) == ("problem", True)
-    assert f"shardq acl worker {queue_name} --reshards" in found.do
+    assert f"shardq acl worker --queue {queue_name} --reshards" in found.do
     await resharding.carry_on(client.pipes, queue.keys)
     assert "reshard.unfinished" not in await look(cluster, queue_name)
 
@@ -74,7 +74,7 @@ async def test_what_a_retired_shard_waits_for(client: shardq.Client, cluster: Lo
 
     async with running(client, worker):
         await until(waits, 30, "the retry to wait")
-        assert gated(await read_queue(client, queue_name), GROUP) == {2, 3}
+        assert waits_for(await read_queue(client, queue_name), GROUP) == {2: [0], 3: [0]}
         found = await look(cluster, queue_name)
         assert "shard.no_owner" not in found, "shards that nobody may own yet lack no owner"
         assert "has 1 messages to finish on retired shard 0, of which 1 wait for a" in found["reshard.waits"].what

@@ -22,6 +22,7 @@ from shardq.core.slots import SLOTS
 from shardq.errors import ShardqError
 from shardq.ops.console.shown import Row, printable, row
 from shardq.ops.inspect import QueueView, read_queue
+from shardq.ops.waits import in_words, waits_for
 from shardq.runtime.client import Client
 
 INTERVAL_S = 1.0
@@ -64,6 +65,7 @@ class Reading:
     def _rows(self, group: str) -> Iterator[tuple[int, Row]]:
         if self.view is None:
             return
+        waits = waits_for(self.view, group)
         for number, shard in self.view.shards.items():
             yield (
                 number,
@@ -74,8 +76,17 @@ class Reading:
                     still_s=self.still_s.get((number, group), 0.0),
                     stored_rate=self.stored_rates.get(number, 0.0),
                     handled_rate=self.handled_rates.get((number, group), 0.0),
+                    waits=waits.get(number, ()),
                 ),
             )
+
+    def _reshard(self, group: str) -> str:
+        """A change of shards that goes on, and what the group has to finish for it, in words."""
+        if self.view is None:
+            return ""
+        under_way = f"A reshard is under way ({self.view.reshard})." if self.view.reshard else ""
+        words = in_words(self.view, group)
+        return " ".join(part for part in (under_way, f"{words[:1].upper()}{words[1:]}." if words else "") if part)
 
     def about(self, group: str) -> dict[str, Any]:
         """What there is beside the rows; sent again when it changes."""
@@ -86,6 +97,7 @@ class Reading:
             "leader": state.leader if state is not None else "",
             "paused": state is not None and state.paused,
             "rebalances": state.rebalances if state is not None else 0,
+            "reshard": self._reshard(group),
             "slots": self.slots,
             "shards": len(self.view.shards) if self.view is not None else 0,
             "trouble": self.trouble,

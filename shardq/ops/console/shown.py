@@ -7,7 +7,7 @@ page may put anywhere. What does not print (control characters, marks that turn 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from shardq.core.dead import DeadLetter
@@ -27,6 +27,7 @@ class Row(NamedTuple):
     dead     dead letters kept now
     oldest_s seconds since the oldest unfinished entry was stored, None: there is none
     lease    "held", "moving", "free", or "" where the group is not on the shard
+    waits    retired shards that the group has to finish before it may begin on this one
     still_s  whole seconds since a held lease was seen renewed, from 3 on; less is 0, or each second would change it
     """
 
@@ -51,10 +52,18 @@ class Row(NamedTuple):
     still_s: int
     stored_rate: float
     handled_rate: float
+    waits: Sequence[int] = ()
 
 
 def row(
-    shard: ShardView, group: GroupView | None, *, up: bool, still_s: float, stored_rate: float, handled_rate: float
+    shard: ShardView,
+    group: GroupView | None,
+    *,
+    up: bool,
+    still_s: float,
+    stored_rate: float,
+    handled_rate: float,
+    waits: Sequence[int] = (),
 ) -> Row:
     """The row of one shard; `group` is None where the queue or the shard has no group."""
     own = (shard.shard, shard.slot, shard.node, shard.state, up, shard.appended)
@@ -66,7 +75,7 @@ def row(
     still = int(still_s) if group.held and still_s >= 3 else 0
     age = None if group.oldest_age_s is None else _rounded(group.oldest_age_s)
     owner = group.owner if group.held else ""
-    return Row(*own, *counts, shard.delayed, shard.entries, age, owner, lease, group.epoch, still, *rates)
+    return Row(*own, *counts, shard.delayed, shard.entries, age, owner, lease, group.epoch, still, *rates, waits)
 
 
 def _rounded(value: float) -> float:

@@ -9,11 +9,12 @@ from shardq.core.findings import Finding, Level
 from shardq.core.hot import hot_shards
 from shardq.ops.doctor.check import Check
 from shardq.ops.doctor.facts import MIB, HotShard, Limits, QueueFacts
-from shardq.ops.doctor.reshards import count_of as _count
-from shardq.ops.doctor.reshards import gated, reshards
 from shardq.ops.doctor.reshards import group_of as _group
+from shardq.ops.doctor.reshards import reshards
 from shardq.ops.doctor.servers import denied_right
 from shardq.ops.inspect import GroupView, QueueView, ShardView
+from shardq.ops.waits import named as _count
+from shardq.ops.waits import waits_for
 
 _SHOWN = 8
 
@@ -48,7 +49,7 @@ def groups_everywhere(queue: QueueFacts, _limits: Limits) -> Iterator[Finding]:
 def unowned(queue: QueueFacts, _limits: Limits) -> Iterator[Finding]:
     """Backlog without workers; shards without an owner although there are workers; pending entries without an owner."""
     for group, views in _by_group(queue.after).items():
-        waiting = gated(queue.after, group)  # nobody may own these yet
+        waiting = waits_for(queue.after, group)  # nobody may own these yet
         free = [n for n, view in views.items() if not view.held and n not in waiting and _same(queue, n, group)]
         pending = [number for number in free if views[number].pel_entries]
         backlog = sum(view.backlog for view in views.values())
@@ -145,12 +146,15 @@ def dead_letters(queue: QueueFacts, _limits: Limits) -> Iterator[Finding]:
 
 
 def uneven(queue: QueueFacts, _limits: Limits) -> Iterator[Finding]:
-    nodes = Counter(shard.node for shard in queue.after.shards.values() if shard.node)
-    share = len(queue.after.shards) / queue.masters if queue.masters else 0
-    heavy = {node: count for node, count in nodes.items() if count > share + 1}
+    # Shards that splits made of one lie in one slot, wherever that is.
+    homes = {shard.slot: shard.node for shard in queue.after.shards.values() if shard.node}
+    share = len(homes) / queue.masters if queue.masters else 0
+    heavy = {node: count for node, count in Counter(homes.values()).items() if count > share + 1}
     if heavy and not queue.after.unreadable:
         most = ", ".join(f"{count} on {node}" for node, count in sorted(heavy.items()))
-        what = f"its shards are uneven over {queue.masters} masters: {most} of {len(queue.after.shards)}"
+        what = f"its shards are uneven over {queue.masters} masters: {most} of {len(homes)}"
+        if len(homes) < len(queue.after.shards):
+            what += " (those of one slot, which splits made of one shard, count as one)"
         yield Finding("advice", "queues.uneven", queue.name, what, "redis-cli --cluster rebalance HOST:PORT")
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 from shardq.ops.inspect import GroupView, QueueView, ShardView
 from shardq.ops.rates import Look, lease_word, shown_groups
+from shardq.ops.waits import waits_for
 
 Level = Literal["queues", "shards", "workers", "shard", "worker"]
 Kind = Literal["text", "number", "count", "bytes", "rate", "age"]
@@ -143,11 +144,11 @@ def rows(board: Board, place: Place) -> list[Row]:
         return []
     match place.level:
         case "shards":
-            hot = look.hot()
-            return [_shard_row(look, shard, place.group, "shards", hot) for shard in look.view.shards.values()]
+            notes = _notes(look, place.group)
+            return [_shard_row(look, shard, place.group, "shards", notes) for shard in look.view.shards.values()]
         case "worker":
-            hot = look.hot()
-            return [_shard_row(look, shard, place.group, "worker", hot) for shard in _owned(look.view, place)]
+            notes = _notes(look, place.group)
+            return [_shard_row(look, shard, place.group, "worker", notes) for shard in _owned(look.view, place)]
         case "workers":
             return [_worker_row(look, place, worker) for worker in _workers(look.view, place.group)]
         case "shard":
@@ -212,16 +213,27 @@ def _left(view: GroupView) -> tuple[Value, ...]:
     return view.backlog, view.pel_messages, view.oldest_age_s
 
 
-def _shard_row(look: Look, shard: ShardView, group: str, level: Level, hot: frozenset[int]) -> Row:
+def _notes(look: Look, group: str) -> dict[int, str]:
+    """What is to be said of a shard beside its figures."""
+    retired = {number: "retired" for number, shard in look.view.shards.items() if shard.state != "open"}
+    return (
+        retired
+        | {number: "waits" for number in waits_for(look.view, group) if number not in retired}
+        | dict.fromkeys(look.hot(), "hot")
+    )
+
+
+def _shard_row(look: Look, shard: ShardView, group: str, level: Level, notes: dict[int, str]) -> Row:
     view = shard.groups.get(group)
     stored, handled = look.stored(shard), look.handled(shard, group) if view is not None else None
     left = _left(view) if view is not None else (shard.appended, None, None)
     lease: tuple[Value, ...] = ("-", None) if view is None else (lease_word(view), view.epoch)
     owner: tuple[Value, ...] = () if level == "worker" else ((view.owner or "-") if view is not None else "-",)
     values = (shard.shard, shard.slot, shard.node or "-", *left, stored, handled, *owner, *lease)
-    values = (*values, "hot" if shard.shard in hot else "" if shard.state == "open" else "retired")
+    note = notes.get(shard.shard, "")
+    values = (*values, note)
     opens = Place("shard", look.view.queue, group, shard.shard)
-    return Row(opens, values, shard.shard in look.view.unreadable, shard.shard in hot)
+    return Row(opens, values, shard.shard in look.view.unreadable, note == "hot")
 
 
 def _group_row(look: Look, place: Place, group: str) -> Row:

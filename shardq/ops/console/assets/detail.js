@@ -1,10 +1,11 @@
 // One shard, opened from the map or the table: everything known of it, two minutes of its rates, and where to go next.
 
 import { $, count, h, rate, setText, span } from "./dom.js";
+import { waiting } from "./map.js";
 import { spark } from "./spark.js";
 
 const FIELDS = [
-  ["Slot", (s) => `${s.slot}`], ["Node", (s) => s.node || "none"], ["State", (s) => (s.up ? s.state : `${s.state}, not read now`)],
+  ["Slot", (s) => `${s.slot}`], ["Node", (s) => s.node || "none"], ["State", (s) => `${s.state}${waiting(s)}${s.up ? "" : ", not read now"}`],
   ["Owner", (s) => s.owner || "none"], ["Lease", (s) => (s.lease || "no group") + (s.still_s ? `, not renewed for ${s.still_s} s` : "")],
   ["Epoch", (s) => (s.epoch ? `${s.epoch}` : "-")], ["Backlog", (s) => count(s.backlog)], ["Pending", (s) => count(s.pel)],
   ["Waiting for a retry", (s) => count(s.waiting)], ["Delayed", (s) => count(s.delayed)], ["Dead letters", (s) => count(s.dead)],

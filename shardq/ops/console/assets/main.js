@@ -130,6 +130,8 @@ function heard(event) {
   const first = !store.rows.size;
   const changed = store.apply(event);
   trouble(store.about.trouble);
+  setText($("reshard"), store.about.reshard);
+  $("reshard").hidden = !store.about.reshard;
   live(store.about.trouble ? "bad" : "live", store.about.trouble ? "not all could be read" : "live");
   if (event.about) groups();
   if (!store.rows.size) return;
@@ -187,7 +189,7 @@ async function queues() {
     options($("queue"), names, chosen, "no queue yet");
     $("empty").hidden = names.length > 0;
     if (!store && names.length) watch(chosen, new URLSearchParams(location.search).get("group") ?? "");
-    if (!store) { trouble(""); live("live", "live"); }
+    if (!store) { trouble(""); $("reshard").hidden = true; live("live", "live"); }
   } catch (error) {
     if (!store) { trouble(error.message); live("bad", "not connected"); }
   }

@@ -23,6 +23,9 @@ export const MEASURES = {
 
 const COLOURS = 8;
 
+/** What a shard waits for after a reshard, as the end of a sentence. */
+export const waiting = (s) => (s.waits.length ? `, waits until the group has finished shard${s.waits.length > 1 ? "s" : ""} ${s.waits.slice(0, 8).join(", ")}` : "");
+
 /** One line that says all of a shard that a person looks for first. */
 export function describe(store, id) {
   const s = store.shard(id);
@@ -30,7 +33,7 @@ export function describe(store, id) {
   const lease = s.lease ? `, ${s.owner ? `${s.owner}, lease ${s.lease}` : "lease free"}` : "";
   const down = s.up ? "" : ", not read now";
   const dead = s.dead ? `, ${plural(s.dead, "dead letter")}` : "";
-  const retired = s.state === "open" ? "" : ", retired";
+  const retired = (s.state === "open" ? "" : ", retired") + waiting(s);
   return `Shard ${id}, slot ${s.slot} on ${s.node || "no node"}: backlog ${count(s.backlog)}, pending ${count(s.pel)}, `
     + `handled ${rate(s.handled_rate)}/s, oldest ${span(s.oldest_s)}${dead}${lease}${retired}${down}`;
 }

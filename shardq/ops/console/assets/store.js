@@ -12,7 +12,7 @@ export class Store {
   clear() {
     this.at = {};
     this.rows = new Map();
-    this.about = { groups: [], members: [], slots: [], shards: 0, trouble: "", leader: "", rebalances: 0, paused: false };
+    this.about = { groups: [], members: [], slots: [], shards: 0, trouble: "", leader: "", rebalances: 0, paused: false, reshard: "" };
     this.totals = null;
     this.times = [];
     this.past = { stored: [], handled: [], backlog: [], pel: [], dead: [], oldest: [] };
