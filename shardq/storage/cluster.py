@@ -26,6 +26,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
+    NoPermissionError,
     RedisClusterException,
     RedisError,
     ResponseError,
@@ -38,11 +39,13 @@ from shardq.errors import StoreRefused, StoreTimeout, StoreUnavailable, UsageErr
 from shardq.storage import topology
 from shardq.storage.address import HOW, parse
 from shardq.storage.functions import BUILD, READERS, function_name, library_source
+from shardq.storage.mastership import CHANGE_OF_ROLES_S, Histories
 from shardq.storage.tls import tls_failure
 from shardq.storage.trouble import (
     NO_REPLY,
     Trouble,
     classify,
+    from_another_history,
     no_functions,
     not_replicated,
     redacted,
@@ -71,6 +74,7 @@ def pack_command(*args: str | bytes | int) -> bytes:
 _ASKING = pack_command("ASKING")
 _SLOTS = pack_command("CLUSTER", "SLOTS")
 _NODES = pack_command("CLUSTER", "NODES")
+_REPLICATION = pack_command("INFO", "replication")
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +205,7 @@ class Cluster:
         self._agreed: tuple[int, str, Any] = (-1, "", None)  # topology version, node, what it said that agreed
         self._replicas_told: dict[str, int] = {}
         self._away = 0
+        self.histories = Histories()
 
     @property
     def _nodes(self) -> Any:
@@ -383,8 +388,9 @@ class Cluster:
     ) -> list[Any]:
         """Sends all calls in one write on one connection and reads every reply; never raises for a failed call.
 
-        Returns a reply or a Trouble for each call. One WAIT behind the last call covers every call before it. Takes
-        CONNECT_TIMEOUT_S, then ANSWER_TIMEOUT_S and more for a large write, and never longer than `within_s`.
+        Returns a reply or a Trouble for each call. One WAIT behind the last call covers every call before it, as far as
+        the node was master throughout (mastership.py). Takes CONNECT_TIMEOUT_S, then ANSWER_TIMEOUT_S and more for a
+        large write, and never longer than `within_s`.
         """
         confirm = next((call.confirm for call in calls if call.confirm is not None), None)
         write = [part for call in calls for part in ((_ASKING, call.data) if call.asking else (call.data,))]
@@ -451,6 +457,7 @@ class Cluster:
         confirm: Confirm | None,
         replies: list[Any],
     ) -> None:
+        began, history = monotonic(), self.histories.of(node.name)
         await connection.send_packed_command(write, check_health=False)
         for call in calls:
             if call.asking:
@@ -463,6 +470,8 @@ class Cluster:
                 replies.append(trouble)
         if confirm is not None:
             late = await self._confirmed(node, connection, confirm)
+            if late is None and monotonic() - began > CHANGE_OF_ROLES_S:
+                late = await self._one_history(node, connection, history)
             for index, call in enumerate(calls):
                 if late is not None and call.confirm is not None and not isinstance(replies[index], Trouble):
                     replies[index] = late
@@ -478,3 +487,15 @@ class Cluster:
             # A master that was demoted in between refuses WAIT: what it took may be rolled back.
             return Trouble("refresh", StoreTimeout(f"{node.name} could not confirm a write: {str(error)[:40]}"))
         return None if short is None else not_replicated(node.name, confirm.replicas, short)
+
+    async def _one_history(self, node: ClusterNode, connection: Connection, before: str) -> Trouble | None:
+        """Asks whether the node was master of one history all the while; the Trouble when it was not, or none was known
+        before. A user who may not ask goes without: `check_primaries` has said so."""
+        await connection.send_packed_command([_REPLICATION], check_health=False)
+        try:
+            now = self.histories.answered(node.name, await connection.read_response())
+        except NoPermissionError:
+            return None
+        except ResponseError:
+            now = ""
+        return None if now and now == before else from_another_history(node.name)

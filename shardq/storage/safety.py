@@ -92,12 +92,14 @@ async def _check_primary(cluster: Cluster, node: ClusterNode) -> None:
         return
     if info is None:
         _log.warning(
-            "%s does not allow INFO to this user: its settings were not checked (`shardq acl ROLE` grants it)",
+            "%s does not allow INFO to this user: its settings were not checked, nor can late confirmations of "
+            "replicas be (`shardq acl ROLE` grants it)",
             node.name,
         )
     else:
         check_info(node.name, info)
         cluster.told_replicas(node.name, int(info.get("connected_slaves", "0")))
+        cluster.histories.told(node.name, info)
     await ensure_functions(cluster, node)
 
 

@@ -216,3 +216,8 @@ def unanswered(node: str, seconds: float) -> Trouble:
 def not_replicated(node: str, wanted: int, reached: int) -> Trouble:
     """The call was carried out on the master; WAIT saw too few replicas."""
     return Trouble("again", StoreTimeout(f"{_REPLICATION_LATE} ({reached} of {wanted} behind {node})"))
+
+
+def from_another_history(node: str) -> Trouble:
+    """WAIT saw enough replicas, but maybe of a history without the write."""
+    return Trouble("refresh", StoreTimeout(f"{node} may have changed its role before replicas confirmed a write"))

@@ -311,7 +311,10 @@ async def test_who_may_not_ask_for_info_is_warned_and_goes_on(
             async with queue.producer() as producer:
                 await producer.send("x", key="k")
     said = {record.getMessage().partition(" ")[2] for record in caplog.records}
-    assert said == {"does not allow INFO to this user: its settings were not checked (`shardq acl ROLE` grants it)"}
+    assert said == {
+        "does not allow INFO to this user: its settings were not checked, nor can late confirmations of replicas be "
+        "(`shardq acl ROLE` grants it)"
+    }
 
 
 async def test_who_may_not_ask_for_the_slots_is_told_so(known: Users, declared: None) -> None:
