@@ -39,13 +39,13 @@ from shardq.errors import StoreRefused, StoreTimeout, StoreUnavailable, UsageErr
 from shardq.storage import topology
 from shardq.storage.address import HOW, parse
 from shardq.storage.functions import BUILD, READERS, function_name, library_source
-from shardq.storage.mastership import CHANGE_OF_ROLES_S, Histories
+from shardq.storage.mastership import ROLES_CHANGE_S, Histories, parsed, replicas_confirming
 from shardq.storage.tls import tls_failure
 from shardq.storage.trouble import (
     NO_REPLY,
     Trouble,
     classify,
-    from_another_history,
+    doubtful,
     no_functions,
     not_replicated,
     redacted,
@@ -388,8 +388,8 @@ class Cluster:
     ) -> list[Any]:
         """Sends all calls in one write on one connection and reads every reply; never raises for a failed call.
 
-        Returns a reply or a Trouble for each call. One WAIT behind the last call covers every call before it, as far as
-        the node was master throughout (mastership.py). Takes CONNECT_TIMEOUT_S, then ANSWER_TIMEOUT_S and more for a
+        Returns a reply or a Trouble for each call. One WAIT behind the last call covers every call before it, if it is
+        about them (mastership.py). Takes CONNECT_TIMEOUT_S, then ANSWER_TIMEOUT_S and more for a
         large write, and never longer than `within_s`.
         """
         confirm = next((call.confirm for call in calls if call.confirm is not None), None)
@@ -470,8 +470,8 @@ class Cluster:
                 replies.append(trouble)
         if confirm is not None:
             late = await self._confirmed(node, connection, confirm)
-            if late is None and monotonic() - began > CHANGE_OF_ROLES_S:
-                late = await self._one_history(node, connection, history)
+            if late is None and monotonic() - began > ROLES_CHANGE_S:
+                late = await self._checked(node, connection, confirm, history)
             for index, call in enumerate(calls):
                 if late is not None and call.confirm is not None and not isinstance(replies[index], Trouble):
                     replies[index] = late
@@ -488,14 +488,17 @@ class Cluster:
             return Trouble("refresh", StoreTimeout(f"{node.name} could not confirm a write: {str(error)[:40]}"))
         return None if short is None else not_replicated(node.name, confirm.replicas, short)
 
-    async def _one_history(self, node: ClusterNode, connection: Connection, before: str) -> Trouble | None:
-        """Asks whether the node was master of one history all the while; the Trouble when it was not, or none was known
-        before. A user who may not ask goes without: `check_primaries` has said so."""
+    async def _checked(
+        self, node: ClusterNode, connection: Connection, confirm: Confirm, history: str
+    ) -> Trouble | None:
+        """Asks whether an answer to WAIT was about the write before it, from when the node was master of `history`; the
+        Trouble when it may not have been. A user who may not ask goes without: `check_primaries` has said so."""
         await connection.send_packed_command([_REPLICATION], check_health=False)
         try:
-            now = self.histories.answered(node.name, await connection.read_response())
+            info = parsed(await connection.read_response())
         except NoPermissionError:
             return None
         except ResponseError:
-            now = ""
-        return None if now and now == before else from_another_history(node.name)
+            info = {}
+        same = self.histories.told(node.name, info) == history != ""
+        return None if same and replicas_confirming(info) >= confirm.replicas else doubtful(node.name)

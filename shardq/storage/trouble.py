@@ -218,6 +218,6 @@ def not_replicated(node: str, wanted: int, reached: int) -> Trouble:
     return Trouble("again", StoreTimeout(f"{_REPLICATION_LATE} ({reached} of {wanted} behind {node})"))
 
 
-def from_another_history(node: str) -> Trouble:
-    """WAIT saw enough replicas, but maybe of a history without the write."""
-    return Trouble("refresh", StoreTimeout(f"{node} may have changed its role before replicas confirmed a write"))
+def doubtful(node: str) -> Trouble:
+    """WAIT saw enough replicas, but maybe not of this write."""
+    return Trouble("refresh", StoreTimeout(f"{node} changed its role, or its replicas, while a write was confirmed"))

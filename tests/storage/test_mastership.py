@@ -1,8 +1,10 @@
-"""What replicas confirm late: by a master that was none in between, or whose history is not known."""
+"""What replicas confirm late: of a master that was none in between or has an unknown history, or while they load."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
@@ -11,8 +13,8 @@ import pytest
 from shardq.ops.local_cluster import LocalCluster, LocalServer
 from shardq.storage import calls, cluster
 from shardq.storage.cluster import Confirm, pack_command
-from shardq.storage.mastership import Histories
-from shardq.storage.nodes import node_command, node_info
+from shardq.storage.mastership import Histories, parsed, replicas_confirming
+from shardq.storage.nodes import bus_port, free_ports, node_command, node_info
 from shardq.storage.pipes import Pipes
 from shardq.storage.requests import Call
 from tests.storage.rig import Rig, batch_of, rig, until
@@ -133,11 +135,57 @@ async def test_a_master_that_was_none_in_between_confirms_nothing(
         assert sender.retries, "what was said of the other history was not believed"
 
 
+@pytest.mark.server_kinds("redis7", "valkey9")
+async def test_a_replica_that_still_loads_confirms_nothing(
+    server_binary: Path, queue_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one that a master without an append-only file ever has: what was written before stands at byte 0."""
+    monkeypatch.setattr(cluster, "ANSWER_TIMEOUT_S", LONG_S)
+    settings = {"appendonly": "no"}
+    with LocalCluster(1, 0, None, server_binary, settings=settings) as made, joined(made) as replica:
+        for setting, value in (("key-load-delay", 1000), ("loading-process-events-interval-bytes", 1024)):
+            command(replica, "CONFIG", "SET", setting, value)
+        async with rig(made.url, queue_name) as shard, anyio.create_task_group() as tasks:
+            sender, stream, settled = Sender(shard), shard.shard.stream, anyio.Event()
+            await shard.command("MSET", *(part for n in range(1000) for part in (f"{stream}:{n}", "x" * 100)))
+
+            async def append() -> None:
+                await sender.append(1, "a")
+                assert command(replica, "DBSIZE") == command(made.processes[0], "DBSIZE")  # an error while it loads
+                settled.set()
+
+            async def taken() -> bool:
+                return command(made.processes[0], "XLEN", stream) == 1
+
+            tasks.start_soon(append)
+            await until(taken, "the master to have it")
+            command(replica, "CLUSTER", "REPLICATE", str(command(made.processes[0], "CLUSTER", "MYID")))
+            with anyio.fail_after(LONG_S):
+                await settled.wait()
+
+
+@contextmanager
+def joined(made: LocalCluster) -> Iterator[LocalServer]:
+    """A node without slots."""
+    (port,) = free_ports("127.0.0.1", 1)
+    new, first = made.new_server(port), made.processes[0]
+    new.restart()
+    try:
+        command(first, "CLUSTER", "MEET", new.host, port, bus_port(port))
+        deadline = time.monotonic() + 30
+        while node_info(new.host, port, "cluster")["cluster_state"] != "ok":
+            assert time.monotonic() < deadline, "the new node does not get to know the cluster"
+            time.sleep(0.02)
+        yield new
+    finally:
+        new.kill()
+
+
 @pytest.mark.parametrize(("known", "again"), [(True, False), (False, True)])
 async def test_a_late_confirmation_counts_in_the_history_that_was_known_before(
     cluster_with_replicas: LocalCluster, queue_name: str, monkeypatch: pytest.MonkeyPatch, known: bool, again: bool
 ) -> None:
-    monkeypatch.setattr(cluster, "CHANGE_OF_ROLES_S", -1)
+    monkeypatch.setattr(cluster, "ROLES_CHANGE_S", -1)
     async with rig(cluster_with_replicas.url, queue_name) as shard:
         sender = Sender(shard)
         if not known:
@@ -153,7 +201,7 @@ async def test_a_late_confirmation_counts_in_the_history_that_was_known_before(
 async def test_a_confirmation_in_time_asks_nothing(
     cluster_with_replicas: LocalCluster, queue_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "CHANGE_OF_ROLES_S", LONG_S)
+    monkeypatch.setattr(cluster, "ROLES_CHANGE_S", LONG_S)
     async with rig(cluster_with_replicas.url, queue_name) as shard:
         sender = Sender(shard)
         shard.client.cluster.histories = Histories()
@@ -165,12 +213,26 @@ async def test_a_confirmation_in_time_asks_nothing(
 def test_a_replica_is_master_of_no_history() -> None:
     histories = Histories()
     assert histories.of("n") == ""
-    assert histories.answered("n", b"role:master\r\nmaster_replid:ab\r\n") == histories.of("n") == "ab"
-    assert histories.answered("n", b"role:slave\r\nmaster_replid:ab\r\n") == histories.of("n") == ""
+    assert histories.told("n", parsed(b"role:master\r\nmaster_replid:ab\r\n")) == histories.of("n") == "ab"
+    assert histories.told("n", parsed(b"role:slave\r\nmaster_replid:ab\r\n")) == histories.of("n") == ""
 
 
 @pytest.mark.parametrize("reply", [None, 1, [b"role:master"], b"", b"role:master\r\n", b"\xff\xfe"])
 def test_what_says_nothing_of_replication_names_no_history(reply: object) -> None:
     histories = Histories()
-    assert histories.answered("n", b"role:master\r\nmaster_replid:ab\r\n") == "ab"
-    assert histories.answered("n", reply) == histories.of("n") == ""
+    assert histories.told("n", parsed(b"role:master\r\nmaster_replid:ab\r\n")) == "ab"
+    assert histories.told("n", parsed(reply)) == histories.of("n") == ""
+
+
+@pytest.mark.parametrize(
+    ("said", "confirming"),
+    [
+        ("ip=127.0.0.1,port=7001,state=online,offset=54,lag=0,type=replica", 1),
+        ("ip=127.0.0.1,port=7001,state=online,offset=0,lag=0", 0),
+        ("ip=127.0.0.1,port=7001,state=wait_bgsave,offset=54,lag=0", 0),
+        ("?", 0),
+    ],
+)
+def test_a_replica_counts_when_it_has_confirmed_something(said: str, confirming: int) -> None:
+    other = "slave0:ip=::1,port=7002,state=online,offset=7,lag=1\r\n"
+    assert replicas_confirming(parsed(f"role:master\r\n{other}slave1:{said}\r\n".encode())) == 1 + confirming
