@@ -167,8 +167,22 @@ def fill_disk(lab: Lab, chance: random.Random) -> Heal:
         machine.empty_disk(server.folder)
         if not server.alive:
             server.restart()
+        _rewrite_file(lab, server)
 
     return heal
+
+
+def _rewrite_file(lab: Lab, server: LocalServer) -> None:
+    """As docs/guide/memory.md says: a write that the full disk cut short leaves a file that can't be read again."""
+
+    def is_new() -> bool:
+        info = lab.info(server, "persistence")
+        busy = {info.get("aof_rewrite_in_progress"), info.get("aof_rewrite_scheduled")}
+        return busy == {"0"} and info.get("aof_last_bgrewrite_status") == "ok"
+
+    until(lambda: lab.info(server, "persistence").get("aof_last_write_status") == "ok", "writes to the disk")
+    lab.insist(server, "BGREWRITEAOF")
+    until(is_new, "a new append-only file")
 
 
 def with_clock(lab: Lab) -> list[LocalServer]:
