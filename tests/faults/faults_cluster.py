@@ -92,8 +92,7 @@ def _fail_over(*how: str) -> Strike:
     @in_turn
     def strike(lab: Lab, chance: random.Random) -> Heal:
         _, replica = chance.choice(lab.pairs())
-        lab.insist(replica, "CLUSTER", "FAILOVER", *how)
-        lab.wait_for_promotion(replica)
+        lab.fail_over(replica, *how)
         return _nothing
 
     return strike

@@ -159,8 +159,7 @@ def fill_disk(lab: Lab, chance: random.Random) -> Heal:
     server = on_own_disk(lab)
     assert server is not None
     if not lab.is_master(server):
-        lab.insist(server, "CLUSTER", "FAILOVER")
-        lab.wait_for_promotion(server)
+        lab.fail_over(server)
     machine.fill_disk(server.folder)
 
     def heal() -> None:

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tests.faults.crowd import Crowd
 
 WHOLE_WITHIN_S, _ANSWER_WITHIN_S, _POLL_S = 60.0, 2.0, 0.05
+_FAILOVER_GIVEN_UP_S = 6.0  # by the server itself after five, without a word
 
 
 def until(condition: Callable[[], bool], what: str, within_s: float = 30.0) -> None:
@@ -110,6 +111,22 @@ class Lab:
 
     def wait_for_promotion(self, replica: LocalServer) -> None:
         until(lambda: self.is_master(replica), f"{replica.port} to be promoted")
+
+    def fail_over(self, replica: LocalServer, *how: str) -> None:
+        """Returns when the replica is master. Asked for again: one that hears too little of the others gives up."""
+        again_at = 0.0
+
+        def promoted() -> bool:
+            nonlocal again_at
+            if self.is_master(replica):
+                return True
+            if time.monotonic() >= again_at:
+                with suppress(StoreError):  # not linked yet, or master by now
+                    self.command(replica, "CLUSTER", "FAILOVER", *how)
+                    again_at = time.monotonic() + _FAILOVER_GIVEN_UP_S
+            return False
+
+        until(promoted, f"{replica.port} to be promoted", WHOLE_WITHIN_S)
 
     def node_id(self, server: LocalServer) -> str:
         return str(self.insist(server, "CLUSTER", "MYID"))
