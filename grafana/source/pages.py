@@ -10,9 +10,35 @@ QUEUES = '{queue=~"$queue"}'
 GROUPS = '{queue=~"$queue", group=~"$group"}'
 QUEUE = '{queue="$queue"}'
 GROUP = '{queue="$queue", group="$group"}'
+BY_SHARD, BY_GROUP = "queue, shard", "queue, group, shard"
+
+
+def once(expression: str, by: str) -> str:
+    """One series for what several exporters say of the same thing: summed without, two of them would count double."""
+    return f"max by ({by}) ({expression})"
+
+
+def shard(metric: str, labels: str = QUEUES) -> str:
+    """What the exporter says of each shard."""
+    return once(f"{metric}{labels}", BY_SHARD)
+
+
+def grouped(metric: str, labels: str = GROUPS) -> str:
+    """What the exporter says of each shard's groups."""
+    return once(f"{metric}{labels}", BY_GROUP)
+
+
+def over_time(function: str, metric: str, labels: str) -> str:
+    """`function` (rate, increase, changes) of what the exporter says of each shard, or of its groups."""
+    return once(f"{function}({metric}{labels}[{RATE}])", BY_GROUP if "group" in labels else BY_SHARD)
 
 
 def rate(metric: str, labels: str) -> str:
+    return over_time("rate", metric, labels)
+
+
+def own_rate(metric: str, labels: str) -> str:
+    """Of what each worker process counts itself: nobody else counts it, too."""
     return f"rate({metric}{labels}[{RATE}])"
 
 
@@ -22,7 +48,7 @@ def overview() -> dashboard.Dashboard:
         variable("queue", "Queue", "label_values(shardq_queue_up, queue)"),
         variable("group", "Group", 'label_values(shardq_members{queue=~"$queue"}, group)'),
     ]
-    owned = f"shardq_lease_owned{GROUPS}"
+    owned = grouped("shardq_lease_owned")
     return (
         page("shardq-overview", "shardq: overview", "All queues: what comes in, what is done, what waits.", choices)
         .with_panel(
@@ -36,9 +62,9 @@ def overview() -> dashboard.Dashboard:
             )
         )
         .with_panel(
-            number("Backlog", "Messages stored and not finished.", Query(f"sum(shardq_backlog_messages{GROUPS})"))
+            number("Backlog", "Messages stored and not finished.", Query(f"sum({grouped('shardq_backlog_messages')})"))
         )
-        .with_panel(number("Dead letters", "Kept now.", Query(f"sum(shardq_dead_letters{GROUPS})"), bad_above=1))
+        .with_panel(number("Dead letters", "Kept now.", Query(f"sum({grouped('shardq_dead_letters')})"), bad_above=1))
         .with_panel(
             number(
                 "Shards without owner",
@@ -51,7 +77,7 @@ def overview() -> dashboard.Dashboard:
             number(
                 "Can't be read",
                 "Queues that the exporter could not read.",
-                Query("sum(1 - shardq_queue_up)"),
+                Query(f"sum(1 - {once('shardq_queue_up', 'queue')})"),
                 bad_above=1,
             )
         )
@@ -102,14 +128,14 @@ def overview() -> dashboard.Dashboard:
             lines(
                 "Backlog by group",
                 "Messages stored and not finished.",
-                Query(f"sum by (queue, group) (shardq_backlog_messages{GROUPS})", "{{queue}} / {{group}}"),
+                Query(f"sum by (queue, group) ({grouped('shardq_backlog_messages')})", "{{queue}} / {{group}}"),
             )
         )
         .with_panel(
             lines(
                 "PEL by group",
                 "Messages delivered and not finished.",
-                Query(f"sum by (queue, group) (shardq_pel_messages{GROUPS})", "{{queue}} / {{group}}"),
+                Query(f"sum by (queue, group) ({grouped('shardq_pel_messages')})", "{{queue}} / {{group}}"),
             )
         )
         .with_panel(
@@ -132,14 +158,14 @@ def overview() -> dashboard.Dashboard:
             lines(
                 "Delayed",
                 "Messages that are not due yet.",
-                Query(f"sum by (queue) (shardq_delayed_messages{QUEUES})", "{{queue}}"),
+                Query(f"sum by (queue) ({shard('shardq_delayed_messages')})", "{{queue}}"),
             )
         )
         .with_panel(
             lines(
                 "Waiting for a retry",
                 "Messages whose next try is due later, and those of their key behind them.",
-                Query(f"sum by (queue, group) (shardq_waiting_messages{GROUPS})", "{{queue}} / {{group}}"),
+                Query(f"sum by (queue, group) ({grouped('shardq_waiting_messages')})", "{{queue}} / {{group}}"),
             )
         )
         .with_row(dashboard.Row("Groups"))
@@ -147,14 +173,16 @@ def overview() -> dashboard.Dashboard:
             lines(
                 "Members",
                 "Workers and coordinators.",
-                Query(f"shardq_members{GROUPS}", "{{queue}} / {{group}}"),
+                Query(once(f"shardq_members{GROUPS}", "queue, group"), "{{queue}} / {{group}}"),
             )
         )
         .with_panel(
             lines(
                 "Rebalances",
                 "Plans made.",
-                Query(f"increase(shardq_rebalances_total{GROUPS}[{RATE}])", "{{queue}} / {{group}}"),
+                Query(
+                    once(f"increase(shardq_rebalances_total{GROUPS}[{RATE}])", "queue, group"), "{{queue}} / {{group}}"
+                ),
             )
         )
         .with_row(dashboard.Row("Exporter"))
@@ -162,7 +190,7 @@ def overview() -> dashboard.Dashboard:
             lines(
                 "Reading",
                 "Seconds that a reading of all counters takes.",
-                Query("shardq_exporter_read_seconds"),
+                Query("shardq_exporter_read_seconds", "{{instance}}"),
                 unit="s",
             )
         )
@@ -170,7 +198,7 @@ def overview() -> dashboard.Dashboard:
             lines(
                 "Not read",
                 "Queues and shards that could not be read.",
-                Query(f"increase(shardq_exporter_errors_total[{RATE}])"),
+                Query(f"increase(shardq_exporter_errors_total[{RATE}])", "{{instance}}"),
             )
         )
     )
@@ -191,14 +219,22 @@ def queue() -> dashboard.Dashboard:
         .with_panel(
             number("Handled", "Messages a second.", Query(f"sum({rate('shardq_messages_acked_total', GROUP)})"))
         )
-        .with_panel(number("Backlog", "Messages not finished.", Query(f"sum(shardq_backlog_messages{GROUP})")))
-        .with_panel(number("PEL", "Messages delivered and not finished.", Query(f"sum(shardq_pel_messages{GROUP})")))
-        .with_panel(number("Dead letters", "Kept now.", Query(f"sum(shardq_dead_letters{GROUP})"), bad_above=1))
+        .with_panel(
+            number("Backlog", "Messages not finished.", Query(f"sum({grouped('shardq_backlog_messages', GROUP)})"))
+        )
+        .with_panel(
+            number(
+                "PEL", "Messages delivered and not finished.", Query(f"sum({grouped('shardq_pel_messages', GROUP)})")
+            )
+        )
+        .with_panel(
+            number("Dead letters", "Kept now.", Query(f"sum({grouped('shardq_dead_letters', GROUP)})"), bad_above=1)
+        )
         .with_panel(
             number(
                 "Shards without owner",
                 "Leases nobody holds.",
-                Query(f"sum(1 - shardq_lease_owned{GROUP})"),
+                Query(f"sum(1 - {grouped('shardq_lease_owned', GROUP)})"),
                 bad_above=1,
             )
         )
@@ -237,18 +273,30 @@ def queue() -> dashboard.Dashboard:
         )
         .with_row(dashboard.Row("PEL and backlog per shard"))
         .with_panel(
-            rows("PEL depth", "Messages delivered and not finished.", Query(f"shardq_pel_messages{GROUP}", by_shard))
+            rows(
+                "PEL depth",
+                "Messages delivered and not finished.",
+                Query(grouped("shardq_pel_messages", GROUP), by_shard),
+            )
         )
-        .with_panel(rows("Backlog", "Messages not finished.", Query(f"shardq_backlog_messages{GROUP}", by_shard)))
         .with_panel(
-            lines("PEL depth", "Messages delivered and not finished.", Query(f"shardq_pel_messages{GROUP}", by_shard))
+            rows("Backlog", "Messages not finished.", Query(grouped("shardq_backlog_messages", GROUP), by_shard))
         )
-        .with_panel(lines("Backlog", "Messages not finished.", Query(f"shardq_backlog_messages{GROUP}", by_shard)))
+        .with_panel(
+            lines(
+                "PEL depth",
+                "Messages delivered and not finished.",
+                Query(grouped("shardq_pel_messages", GROUP), by_shard),
+            )
+        )
+        .with_panel(
+            lines("Backlog", "Messages not finished.", Query(grouped("shardq_backlog_messages", GROUP), by_shard))
+        )
         .with_panel(
             lines(
                 "Oldest pending",
                 "Age of the oldest entry delivered and not finished.",
-                Query(f"shardq_oldest_pending_age_seconds{GROUP}", by_shard),
+                Query(grouped("shardq_oldest_pending_age_seconds", GROUP), by_shard),
                 unit="s",
             )
         )
@@ -256,19 +304,23 @@ def queue() -> dashboard.Dashboard:
             lines(
                 "Oldest unread",
                 "Age of the oldest entry not delivered.",
-                Query(f"shardq_oldest_unread_age_seconds{GROUP}", by_shard),
+                Query(grouped("shardq_oldest_unread_age_seconds", GROUP), by_shard),
                 unit="s",
             )
         )
         .with_row(dashboard.Row("Owners"))
         .with_panel(
-            states("Owned", "Whether a worker holds the shard's lease.", Query(f"shardq_lease_owned{GROUP}", by_shard))
+            states(
+                "Owned",
+                "Whether a worker holds the shard's lease.",
+                Query(grouped("shardq_lease_owned", GROUP), by_shard),
+            )
         )
         .with_panel(
             lines(
                 "Changes of owner",
                 "How often each shard changed hands.",
-                Query(f"changes(shardq_lease_epoch{GROUP}[{RATE}])", by_shard),
+                Query(over_time("changes", "shardq_lease_epoch", GROUP), by_shard),
                 stacked=True,
             )
         )
@@ -276,12 +328,16 @@ def queue() -> dashboard.Dashboard:
             lines(
                 "Leases that stand still",
                 "Seconds without a renewal: a dead worker's lease, or one that is about to be taken.",
-                Query(f"shardq_lease_still_seconds{GROUP}", by_shard),
+                Query(grouped("shardq_lease_still_seconds", GROUP), by_shard),
                 unit="s",
             )
         )
         .with_panel(
-            lines("Rebalances", "Plans made.", Query(f"increase(shardq_rebalances_total{GROUP}[{RATE}])", "plans"))
+            lines(
+                "Rebalances",
+                "Plans made.",
+                Query(once(f"increase(shardq_rebalances_total{GROUP}[{RATE}])", "queue, group"), "plans"),
+            )
         )
         .with_row(dashboard.Row("Failures and memory"))
         .with_panel(
@@ -294,7 +350,9 @@ def queue() -> dashboard.Dashboard:
             )
         )
         .with_panel(
-            lines("Stream entries", "Entries that lie in Redis.", Query(f"shardq_stream_entries{QUEUE}", by_shard))
+            lines(
+                "Stream entries", "Entries that lie in Redis.", Query(shard("shardq_stream_entries", QUEUE), by_shard)
+            )
         )
     )
 
@@ -307,7 +365,7 @@ def workers() -> dashboard.Dashboard:
     ]
 
     def quantile(share: float, metric: str, labels: str = GROUPS) -> str:
-        return f"histogram_quantile({share}, sum by (le) ({rate(f'{metric}_bucket', labels)}))"
+        return f"histogram_quantile({share}, sum by (le) ({own_rate(f'{metric}_bucket', labels)}))"
 
     return (
         page("shardq-workers", "shardq: workers", "What each worker process does, from its own /metrics.", choices)
@@ -315,7 +373,7 @@ def workers() -> dashboard.Dashboard:
             rows(
                 "Handler seconds",
                 "How long handlers took.",
-                Query(f"sum by (le) ({rate('shardq_handler_seconds_bucket', GROUPS)})", "{{le}}"),
+                Query(f"sum by (le) ({own_rate('shardq_handler_seconds_bucket', GROUPS)})", "{{le}}"),
                 buckets=True,
                 unit="cps",
             )
@@ -335,7 +393,7 @@ def workers() -> dashboard.Dashboard:
             lines(
                 "Handlings",
                 "Calls of handlers a second, by outcome.",
-                Query(f"sum by (outcome) ({rate('shardq_handler_seconds_count', GROUPS)})", "{{outcome}}"),
+                Query(f"sum by (outcome) ({own_rate('shardq_handler_seconds_count', GROUPS)})", "{{outcome}}"),
                 unit="cps",
             )
         )
@@ -385,7 +443,7 @@ def workers() -> dashboard.Dashboard:
             lines(
                 "Calls sent again",
                 "Redirects, time-outs and nodes that were away.",
-                Query(f"sum by (action) ({rate('shardq_store_retries_total', '')})", "{{action}}"),
+                Query(f"sum by (action) ({own_rate('shardq_store_retries_total', '')})", "{{action}}"),
                 unit="cps",
             )
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from shardq.cli.options import log_level_option, url_option
-from shardq.ops.exporter import serve_metrics
+from shardq.ops.exporter import keep_serving_metrics
 from shardq.ops.processes import end_when_told, run_async, until_stopped
 from shardq.ops.work import log_to_stderr
 from shardq.runtime.client import connect
@@ -19,13 +19,13 @@ from shardq.runtime.client import connect
 def exporter(port: int, host: str, url: str, log_level: str) -> None:
     """Serve the metrics of every queue for Prometheus.
 
-    Prints the URL when it listens. It keeps no count of its own: run as many as you like, restart them at will.
+    Prints the URL when it listens, and then waits for Redis if that is away: until then shardq_exporter_up is 0 and
+    /readyz says why. It keeps no count of its own: run as many as you like, restart them at will.
     """
     end_when_told()
     log_to_stderr(log_level)
 
     async def work() -> None:
-        async with connect(url) as client:
-            await serve_metrics(client, port, host=host, on_listening=click.echo)
+        await keep_serving_metrics(lambda: connect(url), port, host=host, on_listening=click.echo)
 
     run_async(lambda: until_stopped(work, lambda: False))

@@ -31,8 +31,8 @@ def status(
     """Show every shard of QUEUE for each of its groups, or, without QUEUE, a line for each queue and group.
 
     BACKLOG counts messages stored and not finished, PENDING those of them that a worker has; OLDEST is the age of the
-    oldest of them that does not wait for a retry; RATE is messages finished in a second (stored in a second, where
-    there is no group).
+    oldest of them (of those that wait for a retry, the one that was put off first counts); RATE is messages finished in
+    a second (stored in a second, where there is no group).
     """
     if group is not None and queue is None:
         raise click.UsageError("--group needs the QUEUE it belongs to")

@@ -1,5 +1,6 @@
-"""Prometheus metrics of every queue under a prefix. Keeps no count of its own: the counters live in Redis beside the
-data, so any exporter shows the same totals and a restarted one has lost none. Writes nothing.
+"""Serves Prometheus the metrics (ops/queue_metrics.py) of every queue under a prefix. Keeps no count of its own: the
+counters live in Redis beside the data, so any exporter shows the same totals and a restarted one has lost none. Writes
+nothing.
 
 A scrape reads Redis: the HTTP server's thread hops into the event loop, which reads all shards unless what it read last
 is younger than `interval_s`. Nothing runs between scrapes, no value is older than it looks, and two scrapes at once
@@ -9,127 +10,44 @@ share one reading. What can't be read keeps its last values, and shardq_exporter
 from __future__ import annotations
 
 import concurrent.futures
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any
+import contextlib
+import itertools
+import logging
+import random
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 
 import anyio
 from anyio.from_thread import BlockingPortal
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from shardq.core.backoff import backoff_s
 from shardq.core.hot import hot_of
 from shardq.core.lease import Watch
 from shardq.core.load import Counts, LoadMeter
-from shardq.errors import ShardqError
+from shardq.errors import ShardqError, StoreError
 from shardq.ops.http import serving
-from shardq.ops.inspect import GroupView, QueueView, ShardView, read_queue
-from shardq.ops.waits import waiting_shards
+from shardq.ops.inspect import QueueView, read_queue
+from shardq.ops.queue_metrics import Snapshot, families
 from shardq.runtime.client import Client
+
+_log = logging.getLogger("shardq")
 
 # A scrape stays below Prometheus' own limit of 10 s, also when a master is away.
 NAMES_TIMEOUT_S, SHARD_TIMEOUT_S, QUEUE_TIMEOUT_S = 2.0, 3.0, 6.0
-
-_SHARD = ["queue", "shard"]
-_GROUP = ["queue", "shard", "group"]
-
-_OF_SHARDS: list[tuple[type[Metric], str, str, Callable[[ShardView], float]]] = [
-    (CounterMetricFamily, "shardq_messages_appended", "Messages stored.", lambda shard: shard.appended),
-    (CounterMetricFamily, "shardq_appended_bytes", "Bytes of record batches stored.", lambda shard: shard.bytes),
-    (GaugeMetricFamily, "shardq_stream_entries", "Entries in the stream.", lambda shard: shard.entries),
-    (GaugeMetricFamily, "shardq_delayed_messages", "Messages that are not due yet.", lambda shard: shard.delayed),
-    (
-        GaugeMetricFamily,
-        "shardq_shard_retired",
-        "1 when a reshard put other shards in its place: it takes no messages and goes when nothing of it is needed.",
-        lambda shard: shard.state != "open",
-    ),
-    (
-        CounterMetricFamily,
-        "shardq_messages_dropped",
-        "Messages dropped unfinished because the queue was full.",
-        lambda shard: shard.dropped,
-    ),
-]
-_OF_GROUPS: list[tuple[type[Metric], str, str, Callable[[GroupView], float]]] = [
-    (CounterMetricFamily, "shardq_messages_delivered", "Messages handed to a worker.", lambda group: group.delivered),
-    (CounterMetricFamily, "shardq_messages_acked", "Messages handled and acknowledged.", lambda group: group.acked),
-    (CounterMetricFamily, "shardq_messages_retried", "Handlings that failed and are repeated.", lambda g: g.retried),
-    (CounterMetricFamily, "shardq_messages_dead", "Messages that became dead letters.", lambda group: group.dead),
-    (
-        CounterMetricFamily,
-        "shardq_messages_replayed",
-        "Dead letters handed back to be handled again.",
-        lambda group: group.replayed,
-    ),
-    (
-        CounterMetricFamily,
-        "shardq_messages_lost",
-        "Messages dropped because the queue was full, before the group got them.",
-        lambda group: group.lost,
-    ),
-    (GaugeMetricFamily, "shardq_dead_letters", "Dead letters kept now.", lambda group: group.dead_letters),
-    (
-        GaugeMetricFamily,
-        "shardq_waiting_messages",
-        "Messages waiting for their next try, or behind one of their key.",
-        lambda group: group.waiting,
-    ),
-    (GaugeMetricFamily, "shardq_pel_entries", "Entries in the Pending Entries List.", lambda group: group.pel_entries),
-    (
-        GaugeMetricFamily,
-        "shardq_pel_messages",
-        "Messages delivered and not finished.",
-        lambda group: group.pel_messages,
-    ),
-    (GaugeMetricFamily, "shardq_backlog_messages", "Messages stored and not finished.", lambda group: group.backlog),
-    (
-        GaugeMetricFamily,
-        "shardq_oldest_pending_age_seconds",
-        "Age of the oldest entry that is delivered and not finished, 0 without one.",
-        lambda group: group.oldest_pending_age_s or 0,
-    ),
-    (
-        GaugeMetricFamily,
-        "shardq_oldest_unread_age_seconds",
-        "Age of the oldest entry that is not delivered, 0 without one.",
-        lambda group: group.oldest_unread_age_s or 0,
-    ),
-    (
-        GaugeMetricFamily,
-        "shardq_lease_owned",
-        "1 when a worker has the lease, also one that died and was not replaced yet.",
-        lambda group: group.held,
-    ),
-    (GaugeMetricFamily, "shardq_lease_epoch", "Rises at every change of owner.", lambda group: group.epoch),
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """What was read last. `read_monotonic_s` is when all of it could be read; `failed` holds if that was not now,
-    `blind` if not even the queues' names could be; `whole` has the queues that could be read wholly now. `still_s` has,
-    by queue, shard and group, for how long this exporter has seen a held lease without a renewal; `hot` has, by queue,
-    the shards that this exporter has seen get far more than the others."""
-
-    queues: dict[str, QueueView] = field(default_factory=dict)
-    errors: int = 0
-    blind: bool = True
-    failed: bool = True
-    whole: frozenset[str] = frozenset()
-    tried_monotonic_s: float = float("-inf")
-    read_monotonic_s: float = float("-inf")
-    read_took_s: float = 0.0
-    still_s: dict[tuple[str, str, str], float] = field(default_factory=dict)
-    hot: dict[str, frozenset[int]] = field(default_factory=dict)
+TRY_FIRST_S, TRY_LAST_S = 0.2, 5.0  # between two tries to reach a cluster that is away at the start
 
 
 class QueueReader:
-    """Holds the last snapshot and reads a new one when it is asked and the last is old. Lives in the event loop."""
+    """Holds the last snapshot and reads a new one when it is asked and the last is old. Lives in the event loop.
 
-    def __init__(self, client: Client, interval_s: float) -> None:
-        self._client, self._interval_s = client, interval_s
+    `client` is open, or None while no node of the cluster was reached yet; `why` says what was tried last."""
+
+    def __init__(self, client: Client | None, interval_s: float) -> None:
+        self.client, self._interval_s = client, interval_s
+        self.why = "Redis was not reached yet"
         self._lock = anyio.Lock()
         self._watches: dict[tuple[str, str, str], Watch] = {}
         self._loads: dict[str, LoadMeter] = {}
@@ -140,6 +58,13 @@ class QueueReader:
             if anyio.current_time() - self.last.tried_monotonic_s >= self._interval_s:
                 self.last = await self._read()
         return self.last
+
+    async def ready(self) -> str:
+        """Why Redis can't be read, empty when it can."""
+        blind = (await self.snapshot()).blind
+        if self.client is None:
+            return self.why
+        return "Redis can't be read" if blind else ""
 
     async def _read(self) -> Snapshot:
         started, errors = anyio.current_time(), self.last.errors
@@ -208,17 +133,20 @@ class QueueReader:
         return {name: hot_of(meter.details()) for name, meter in self._loads.items()}
 
     async def _names(self) -> list[str] | None:
+        if self.client is None:
+            return None
         with anyio.move_on_after(NAMES_TIMEOUT_S):
             try:
-                return await self._client.queue_names()
+                return await self.client.queue_names()
             except ShardqError:
                 return None
         return None
 
     async def _read_one(self, name: str) -> QueueView | None:
+        assert self.client is not None, "names are known from a client"
         with anyio.move_on_after(QUEUE_TIMEOUT_S):
             try:
-                return await read_queue(self._client, name, timeout_s=SHARD_TIMEOUT_S)
+                return await read_queue(self.client, name, timeout_s=SHARD_TIMEOUT_S)
             except ShardqError:
                 return None
         return None
@@ -244,90 +172,6 @@ class QueueCollector(Collector):
         return await self._reader.snapshot(), anyio.current_time()
 
 
-def families(snapshot: Snapshot, now: float) -> Iterator[Metric]:
-    """Every metric of the exporter; `now` on the clock of the snapshot's `_monotonic_s`."""
-    yield from _of_shards(snapshot.queues.values())
-    yield from _of_groups(snapshot.queues.values())
-    yield from _of_queues(snapshot)
-    yield from _of_exporter(snapshot, now)
-
-
-def _of_queues(snapshot: Snapshot) -> Iterator[Metric]:
-    text = "Seconds since this exporter saw the lease renewed, 0 when nobody holds it."
-    still = GaugeMetricFamily("shardq_lease_still_seconds", text, labels=_GROUP)
-    for labels, seconds in snapshot.still_s.items():
-        still.add_metric(labels, seconds)
-    yield still
-    text = "1 while the shard gets over five times what the median shard of its queue gets (shardq doctor says why)."
-    hot = GaugeMetricFamily("shardq_shard_hot", text, labels=_SHARD)
-    for name, queue in snapshot.queues.items():
-        for shard in queue.shards:
-            hot.add_metric([name, str(shard)], shard in snapshot.hot.get(name, ()))
-    yield hot
-    text = "1 while a change of shards is begun and not done: where it lasts nobody carries it on (shardq queue show)."
-    under_way = GaugeMetricFamily("shardq_reshard_under_way", text, labels=["queue"])
-    for name, queue in snapshot.queues.items():
-        under_way.add_metric([name], bool(queue.reshard))
-    yield under_way
-    up = GaugeMetricFamily("shardq_queue_up", "1 when all of the queue was read at this scrape.", labels=["queue"])
-    for name in snapshot.queues:
-        up.add_metric([name], name in snapshot.whole)
-    yield up
-
-
-def _of_shards(queues: Iterable[QueueView]) -> Iterator[Metric]:
-    for kind, name, text, value in _OF_SHARDS:
-        metric: Any = kind(name, text, labels=_SHARD)  # type: ignore[call-arg]
-        for queue in queues:
-            for shard in queue.shards.values():
-                metric.add_metric([queue.queue, str(shard.shard)], value(shard))
-        yield metric
-
-
-def _of_groups(queues: Iterable[QueueView]) -> Iterator[Metric]:
-    for kind, name, text, value in _OF_GROUPS:
-        metric: Any = kind(name, text, labels=_GROUP)  # type: ignore[call-arg]
-        for queue in queues:
-            for shard in queue.shards.values():
-                for group, view in shard.groups.items():
-                    metric.add_metric([queue.queue, str(shard.shard), group], value(view))
-        yield metric
-    yield from _of_retired(queues)
-    rebalances = CounterMetricFamily("shardq_rebalances", "Plans that the coordinator made.", labels=["queue", "group"])
-    members = GaugeMetricFamily("shardq_members", "Workers and coordinators in the group.", labels=["queue", "group"])
-    paused = GaugeMetricFamily("shardq_group_paused", "1 while the group is paused.", labels=["queue", "group"])
-    for queue in queues:
-        for group, state in queue.groups.items():
-            paused.add_metric([queue.queue, group], state.paused)
-            rebalances.add_metric([queue.queue, group], state.rebalances)
-            members.add_metric([queue.queue, group], len(state.members))
-    yield from (rebalances, members, paused)
-
-
-def _of_retired(queues: Iterable[QueueView]) -> Iterator[Metric]:
-    """Of retired shards alone: what the group waits for, and what waits for the group."""
-    text = "Messages to finish on a retired shard; the group begins on the shards that took its keys over only then."
-    left = GaugeMetricFamily("shardq_retired_unfinished_messages", text, labels=_GROUP)
-    text = "Shards that the group may not begin on before it has finished retired ones."
-    waiting = GaugeMetricFamily("shardq_waiting_shards", text, labels=["queue", "group"])
-    for queue in queues:
-        for shard in queue.shards.values():
-            for group, view in shard.groups.items() if shard.state != "open" else ():
-                left.add_metric([queue.queue, str(shard.shard), group], view.backlog)
-        for group in queue.groups:
-            waiting.add_metric([queue.queue, group], len(waiting_shards(queue, group)))
-    yield from (left, waiting)
-
-
-def _of_exporter(snapshot: Snapshot, now: float) -> Iterator[Metric]:
-    yield GaugeMetricFamily("shardq_exporter_up", "1 when all was read at this scrape.", value=not snapshot.failed)
-    yield CounterMetricFamily("shardq_exporter_errors", "Queues and shards that could not be read.", snapshot.errors)
-    age_s = now - snapshot.read_monotonic_s
-    yield GaugeMetricFamily("shardq_exporter_age_seconds", "Seconds since everything could be read.", value=age_s)
-    took = "Seconds that the last reading took."
-    yield GaugeMetricFamily("shardq_exporter_read_seconds", took, value=snapshot.read_took_s)
-
-
 async def serve_metrics(
     client: Client,
     port: int,
@@ -337,15 +181,48 @@ async def serve_metrics(
     on_listening: Callable[[str], None] | None = None,
 ) -> None:
     """Serves /metrics until it is cancelled; port 0 takes a free one. `on_listening` is told the URL."""
-    reader = QueueReader(client, interval_s)
+    async with _serving(QueueReader(client, interval_s), port, host, on_listening):
+        await anyio.sleep_forever()
+
+
+async def keep_serving_metrics(
+    connect: Callable[[], Client],
+    port: int,
+    *,
+    host: str = "127.0.0.1",
+    on_listening: Callable[[str], None] | None = None,
+) -> None:
+    """`serve_metrics` of a cluster that may be away at the start: listens first, then tries clients of `connect` until
+    one can be entered. Raises what waiting does not mend, as a wrong password."""
+    reader = QueueReader(None, 1.0)
+    async with _serving(reader, port, host, on_listening), contextlib.AsyncExitStack() as stack:
+        reader.client = await _entered(connect, stack, reader)
+        await anyio.sleep_forever()
+
+
+@contextlib.asynccontextmanager
+async def _serving(
+    reader: QueueReader, port: int, host: str, on_listening: Callable[[str], None] | None
+) -> AsyncIterator[None]:
     collector = QueueCollector(reader)
     registry = CollectorRegistry()
     registry.register(collector)
-
-    async def ready() -> str:
-        return "Redis can't be read" if (await reader.snapshot()).blind else ""
-
-    async with serving(registry, port, host=host, ready=ready) as (url, collector.portal):
+    async with serving(registry, port, host=host, ready=reader.ready) as (url, collector.portal):
         if on_listening is not None:
             on_listening(url)
-        await anyio.sleep_forever()
+        yield
+
+
+async def _entered(connect: Callable[[], Client], stack: contextlib.AsyncExitStack, reader: QueueReader) -> Client:
+    """The first client that reaches the cluster; says once of every cause why there is none yet."""
+    for tries in itertools.count(1):
+        try:
+            return await stack.enter_async_context(connect())
+        except ShardqError as error:
+            if not (isinstance(error, StoreError) and error.retryable):
+                raise
+            if str(error) != reader.why:
+                _log.warning("%s; trying again until it answers", error)
+            reader.why = str(error)
+        await anyio.sleep(backoff_s(tries, TRY_FIRST_S, TRY_LAST_S, random.random()))
+    raise AssertionError

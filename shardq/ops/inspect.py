@@ -33,7 +33,8 @@ class GroupView:
     waiting        of these, retries and what they hold back
     dead           all that became dead letters; `dead_letters` is what is kept of them now
     lost           dropped by a full queue before the group got it
-    oldest_*_age   seconds since the oldest pending or unread entry was stored, by its node's clock; None: there is none
+    oldest_*_age   seconds since the oldest pending or unread entry was stored, by its node's clock; None: there is
+                   none. Of what waits for a retry, the message that was put off first counts
     """
 
     delivered: int
@@ -49,6 +50,7 @@ class GroupView:
     pel_entries: int
     oldest_pending_age_s: float | None
     oldest_unread_age_s: float | None
+    oldest_waiting_age_s: float | None
     owner: str
     held: bool
     moving: bool
@@ -57,8 +59,8 @@ class GroupView:
 
     @property
     def oldest_age_s(self) -> float | None:
-        """Seconds since the oldest entry that is not finished was stored."""
-        return _oldest((self.oldest_pending_age_s, self.oldest_unread_age_s))
+        """Seconds since the oldest entry that is not finished was stored, that of a message put off included."""
+        return _oldest((self.oldest_pending_age_s, self.oldest_unread_age_s, self.oldest_waiting_age_s))
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +273,7 @@ def group_view(group: GroupCounters, shard: ShardCounters) -> GroupView:
         pel_entries=group.pending_entries,
         oldest_pending_age_s=_age_s(group.oldest_pending, shard.time_ms),
         oldest_unread_age_s=_age_s(group.oldest_unread, shard.time_ms),
+        oldest_waiting_age_s=_age_s(group.oldest_waiting, shard.time_ms),
         owner=group.owner,
         held=group.held,
         moving=bool(group.heir),
@@ -303,6 +306,7 @@ def _sum(parts: Sequence[GroupView]) -> GroupView:
         pel_entries=sum(part.pel_entries for part in parts),
         oldest_pending_age_s=_oldest(part.oldest_pending_age_s for part in parts),
         oldest_unread_age_s=_oldest(part.oldest_unread_age_s for part in parts),
+        oldest_waiting_age_s=_oldest(part.oldest_waiting_age_s for part in parts),
         owner="",
         held=all(part.held for part in parts),
         moving=any(part.moving for part in parts),

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from prometheus_client.core import Metric
 
 from shardq.core.meters import Meters
-from shardq.ops.exporter import Snapshot, families
 from shardq.ops.own_metrics import MetersCollector
+from shardq.ops.queue_metrics import Snapshot, families
 
 _HEAD = """# Metrics
 
@@ -23,7 +23,11 @@ fixed words: nothing that grows with the traffic, no keys, no message ids, no wo
 ## From the exporter
 
 `shardq exporter --port 9400` reads the counters that lie in Redis beside the data, so any number of exporters show the
-same totals and a restarted one has lost none. Scrape one of them; a second one is for when the first is down.
+same totals and a restarted one has lost none. One that starts while Redis is away waits for it: `shardq_exporter_up` is
+0, and `/readyz` says why. A wrong password or a server that is no cluster ends it with status 1.
+
+One exporter is enough. Where several are scraped each says the same, so take the largest before you sum, as dashboards
+and alerts in `grafana/` do: `sum by (queue, group) (max by (queue, group, shard) (shardq_backlog_messages))`.
 
 {exporter}
 

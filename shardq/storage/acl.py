@@ -73,7 +73,7 @@ COMMANDS: dict[str, str] = {
     "move_delayed": "hdel hexists hget hset spublish type zadd zcard zrange zrem zscore",
     "retire": "exists hdel hget hgetall hkeys hmget hset memory|usage time type xlen xtrim zcard",
     "remove_retired": "hmget spublish unlink",
-    "inspect": "hget hmget time xlen xpending xrange zcard",
+    "inspect": "hget hmget time xlen xpending xrange zcard zrange",
     "build": "",
 }
 

@@ -44,7 +44,8 @@ class GroupCounters:
 
     `waiting` are retries and what they hold back; `dead` is all that ever became dead letters, `dead_letters` what is
     kept of them now; `lost` was dropped by a full queue before the group got it, `skip` of it not yet passed by;
-    `given_up` was delivered and left behind by a reset, `delivered` is without it.
+    `given_up` was delivered and left behind by a reset, `delivered` is without it. `oldest_waiting` is the entry of the
+    message that was put off first and still waits.
     """
 
     owner: str
@@ -64,6 +65,7 @@ class GroupCounters:
     pending_entries: int
     oldest_pending: str
     oldest_unread: str
+    oldest_waiting: str
     waiting: int
     dead_letters: int
     skip: int
@@ -105,7 +107,7 @@ async def inspect_all(
 def _keys(shard: ShardKeys, groups: Sequence[str]) -> list[str]:
     keys = [shard.stream, shard.meta]
     for group in groups:
-        keys += [shard.group(group), shard.dead(group), shard.later(group)]
+        keys += [shard.group(group), shard.dead(group), shard.later(group), shard.kept(group)]
     return keys
 
 
@@ -144,7 +146,7 @@ async def work_counts(pipes: Pipes, shard: ShardKeys, group: str, *, timeout_s: 
 
 
 def _group_counters(part: Any) -> GroupCounters:
-    values, pending, oldest_pending, oldest_unread, waiting, dead_letters, skip = part
+    values, pending, oldest_pending, oldest_unread, waiting, dead_letters, skip, oldest_waiting = part
     field = dict(zip(_GROUP, (value.decode() for value in values), strict=True))
     counts = {name: int(field[name] or 0) for name in _COUNTS}
     return GroupCounters(
@@ -156,6 +158,7 @@ def _group_counters(part: Any) -> GroupCounters:
         pending_entries=int(pending),
         oldest_pending=oldest_pending.decode(),
         oldest_unread=oldest_unread.decode(),
+        oldest_waiting=oldest_waiting.decode(),
         waiting=int(waiting),
         dead_letters=int(dead_letters),
         skip=int(skip),

@@ -11,7 +11,7 @@ from functools import cache
 from importlib.resources import files
 
 LIBRARY = "shardq_1"
-BUILD = 4
+BUILD = 5
 
 READERS = frozenset({"inspect", "build"})  # registered with no-writes
 

@@ -179,7 +179,9 @@ def test_what_waits_is_dead_or_is_not_due(
     assert headers.split() == ["SHARD", "SLOT", "NODE", "BACKLOG", "PENDING", "OLDEST", "RATE", "OWNER", "LEASE"]
     assert run(["status", queue_name, "--json", "--over", "0", *url]) == 0
     shards = objects(capfd.readouterr().out)
+    assert all(shard["pending"] == 0 for shard in shards)
     counts = {"backlog": 2, "waiting": 2, "dead": 2, "dead_letters": 2, "delayed": 3}
+    assert [shard["oldest_s"] is not None for shard in shards] == [shard["waiting"] == 2 for shard in shards]
     assert {name: sum(shard[name] for shard in shards) for name in counts} == counts
     assert run(["status", "--json", "--over", "0", *url]) == 0
     (line,) = (line for line in objects(capfd.readouterr().out) if line["queue"] == queue_name)

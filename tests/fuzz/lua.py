@@ -218,7 +218,7 @@ def _calls(token: str, entries: Sequence[str]) -> list[FunctionCall]:
         FunctionCall("swap_schedule", ["schedules"], ["nightly", b"\x80", b"\x81"]),
         FunctionCall("close_ticks", ["meta"], ["cron/nightly", "120"]),
         FunctionCall("open_ticks", ["meta"], ["cron/nightly", "120"]),
-        FunctionCall("inspect", ["stream", "meta", "group", "dead", "later"], ["g"]),
+        FunctionCall("inspect", ["stream", "meta", "group", "dead", "later", "kept"], ["g"]),
         FunctionCall("build", [], []),
         FunctionCall("acquire", GATED, ["w", "n", "1", "", "", "", BELL, "g", "0"]),
         FunctionCall("begin_reshard", ["routing"], [b"plan", "1"]),

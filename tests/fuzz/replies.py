@@ -164,7 +164,7 @@ def _batch() -> bytes:
 _ENTRIES = [[b"1-1", [b"at", b"0", b"batch", _batch()]], [b"1-2", [b"name", b"value"]]]
 _STEP = [b"OK", b"", _ENTRIES, [], b"3", b"", b"", b"1795231414661", [b"1:2:0:ka"], [b"", b"x"]]
 _PENDING = [b"OK", b"n", _ENTRIES, [b"1:", b"2:\x01"], b"3", b"5", b"7", b"1", [], [b"", b""]]
-_GROUP = [[b"w", b"5", b"5:n", b"1", b"", b"0", *[b"1"] * 6, b"1-1", b"0", b"0", b"0"], 2, b"1-1", b"", 0, 3, 0]
+_GROUP = [[b"w", b"5", b"5:n", b"1", b"", b"0", *[b"1"] * 6, b"1-1", b"0", b"0", b"0"], 2, b"1-1", b"", 0, 3, 0, b"1-1"]
 _META = [b"open", b"7", b"900", b"g", b"", b""]
 
 REPLIES: dict[str, Reply] = {

@@ -23,6 +23,7 @@ from shardq.core.hashing import key_hash
 from shardq.ops.exporter import serve_metrics
 from shardq.ops.http import serving
 from shardq.ops.local_cluster import LocalCluster, find_server
+from shardq.ops.queue_metrics import Snapshot, families
 from shardq.storage.cluster import pack_command
 from tests.grafana.machine import DEADLINE_S, Prometheus, find, scraping
 from tests.runtime.harness import until
@@ -36,24 +37,20 @@ SENT, HELD, DEAD = 600, 20, 3
 
 @asynccontextmanager
 async def watched(client: shardq.Client, meters: shardq.Meters, folder: Path) -> AsyncIterator[Prometheus]:
-    """An exporter and this process' own metrics, both scraped."""
+    """Two exporters and this process' own metrics, all scraped."""
     registry = prometheus_client.CollectorRegistry()
     registry.register(shardq.MetersCollector(meters))
     prometheus_client.ProcessCollector(registry=registry)
     urls: list[str] = []
-    listening = anyio.Event()
-
-    def on_listening(url: str) -> None:
-        urls.append(url)
-        listening.set()
 
     async def export() -> None:
-        await serve_metrics(client, 0, on_listening=on_listening)
+        await serve_metrics(client, 0, on_listening=urls.append)
 
     async with serving(registry, 0) as (own, _), anyio.create_task_group() as tasks:
         tasks.start_soon(export)
-        await listening.wait()
-        targets = [url.removeprefix("http://").removesuffix("/metrics") for url in (urls[0], own)]
+        tasks.start_soon(export)
+        await until(lambda: len(urls) == 2, DEADLINE_S, "both exporters to listen")
+        targets = [url.removeprefix("http://").removesuffix("/metrics") for url in (*urls, own)]
         with scraping(folder, targets) as server:
             yield server
         tasks.cancel_scope.cancel()
@@ -84,25 +81,29 @@ async def test_prometheus_sees_what_happened_and_every_panel_has_something_to_sh
         async with shardq.connect(cluster.url, meters=meters) as client, watched(client, meters, tmp_path) as server:
             queue = await client.queue(QUEUE, shards=SHARDS)
             await queue.open_group(GROUP)
-            await settles(server, f"sum(shardq_messages_dead_total{LABELS})", 0)  # a rise from 0 needs the 0
+            # A rise from 0 needs the 0, of both exporters.
+            await settles(server, f"count(shardq_messages_dead_total{LABELS})", 2 * SHARDS)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(worker.run, client)
                 # In portions, so that a rate sees the counters rise.
                 async with queue.producer() as producer:
                     for first in range(0, SENT, 100):
                         await producer.send_many((f"k{number}", number) for number in range(first, first + 100))
-                        await settles(server, f'sum(shardq_messages_appended_total{{queue="{QUEUE}"}})', first + 100)
-                await settles(server, f"sum(shardq_messages_acked_total{LABELS})", SENT - HELD - DEAD)
-                await settles(server, f"sum(shardq_pel_messages{LABELS})", HELD)
-                await settles(server, f"sum(shardq_backlog_messages{LABELS})", HELD)
-                stored = await anyio.to_thread.run_sync(server.ask, "sum by (shard) (shardq_messages_appended_total)")
+                        await settles(
+                            server, f'sum({ONCE} (shardq_messages_appended_total{{queue="{QUEUE}"}}))', first + 100
+                        )
+                await settles(server, f"sum({ONCE} (shardq_messages_acked_total{LABELS}))", SENT - HELD - DEAD)
+                await settles(server, f"sum({ONCE} (shardq_pel_messages{LABELS}))", HELD)
+                await settles(server, panel("overview", "Backlog"), HELD)
+                await settles(server, panel("queue", "PEL"), HELD)
+                stored = await anyio.to_thread.run_sync(server.ask, "max by (shard) (shardq_messages_appended_total)")
                 assert stored == by_shard(queue)
-                depth = await anyio.to_thread.run_sync(server.ask, "sum by (shard) (shardq_pel_entries)")
+                depth = await anyio.to_thread.run_sync(server.ask, "max by (shard) (shardq_pel_entries)")
                 assert depth == await pending(queue)
                 assert sum(depth.values()) > 0
                 go.set()
-                await settles(server, f"sum(shardq_backlog_messages{LABELS})", 0)
-                await settles(server, f"sum(shardq_dead_letters{LABELS})", DEAD)
+                await settles(server, f"sum({ONCE} (shardq_backlog_messages{LABELS}))", 0)
+                await settles(server, f"sum({ONCE} (shardq_dead_letters{LABELS}))", DEAD)
                 await settles(server, 'sum(shardq_handler_seconds_count{outcome="done"})', SENT - DEAD)
                 await settles(server, 'count(ALERTS{alertname="ShardqDeadLettersRising", alertstate="firing"})', 1)
                 bad = await anyio.to_thread.run_sync(unanswered, server)
@@ -110,6 +111,7 @@ async def test_prometheus_sees_what_happened_and_every_panel_has_something_to_sh
             assert not bad
 
 
+ONCE = "max by (queue, group, shard)"
 LABELS = f'{{queue="{QUEUE}", group="{GROUP}"}}'
 
 
@@ -161,6 +163,30 @@ def queries() -> Iterator[tuple[str, str, str]]:
                 match = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"])
                 assert match is not None, variable
                 yield name, f"variable {variable['name']}", f"count by ({match[2]}) ({match[1]})"
+
+
+def panel(page: str, title: str) -> str:
+    """The query of a panel that shows one number."""
+    (query,) = (query for name, other, query in queries() if (name, other) == (page, title))
+    return filled(query)
+
+
+# What each exporter says of itself, and what is only compared with a figure of the same kind.
+OF_ITSELF = ("shardq_exporter_", "shardq_group_paused")
+
+
+def test_every_query_of_what_exporters_say_takes_the_largest_first() -> None:
+    """A query that sums or shows what two exporters of one cluster say would count, or show, everything twice."""
+    said = {metric.name for metric in families(Snapshot(), 0.0)}
+    texts = [query for _, title, query in queries() if not title.startswith("variable ")]
+    texts += re.findall(r"expr: (.*?)\n +(?:for|labels):", (GRAFANA / "alerts.yml").read_text(), re.S)
+    seen = 0
+    for text in texts:
+        for match in re.finditer(r"\bshardq_\w+", text):
+            if match[0].removesuffix("_total") in said and not match[0].startswith(OF_ITSELF):
+                seen += 1
+                assert re.search(r"max by \([\w, ]+\) \((\w+\()?$", text[: match.start()]), (match[0], text)
+    assert seen > 30
 
 
 def test_every_metric_of_a_panel_or_an_alert_is_on_the_page() -> None:

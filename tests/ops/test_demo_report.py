@@ -172,7 +172,7 @@ def test_in_order_is_exactly_ascending_rows_for_each_tail_number(order: list[int
 
 def shard_counters(owner: str, appended: int, acked: int) -> ShardCounters:
     values: dict[str, int | str | bool] = dict.fromkeys(GroupCounters.__slots__, 0)
-    values |= dict.fromkeys(("heir", "oldest_pending", "oldest_unread"), "")
+    values |= dict.fromkeys(("heir", "oldest_pending", "oldest_unread", "oldest_waiting"), "")
     values |= {"owner": owner, "epoch": 1, "held": bool(owner), "renewals": "1"}
     values |= {"acked": acked, "delivered": acked, "pending_entries": 3}
     group = GroupCounters(**values)  # type: ignore[arg-type]

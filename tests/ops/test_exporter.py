@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+import urllib.error
 import urllib.request
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
@@ -17,8 +19,10 @@ from prometheus_client.parser import text_string_to_metric_families
 import shardq
 from shardq.ops import exporter
 from shardq.ops.exporter import serve_metrics
-from shardq.ops.local_cluster import LocalCluster, find_server
+from shardq.ops.local_cluster import LocalCluster, LocalServer, find_server
+from shardq.ops.queue_metrics import Snapshot
 from shardq.storage.cluster import pack_command
+from shardq.storage.nodes import free_ports
 from tests.cli.support import Command, Start, commands, until
 from tests.runtime import harness
 
@@ -42,6 +46,7 @@ REQUIRED = {
     "shardq_backlog_messages": "gauge",
     "shardq_oldest_pending_age_seconds": "gauge",
     "shardq_oldest_unread_age_seconds": "gauge",
+    "shardq_oldest_waiting_age_seconds": "gauge",
     "shardq_lease_owned": "gauge",
     "shardq_lease_epoch": "gauge",
     "shardq_shard_hot": "gauge",
@@ -191,7 +196,7 @@ async def test_scrapes_at_once_share_a_reading(cluster: LocalCluster, queue_name
     async with shardq.connect(cluster.url) as client:
         await client.queue(queue_name, shards=2)
         reader = exporter.QueueReader(client, interval_s=3600)
-        got: list[exporter.Snapshot] = []
+        got: list[Snapshot] = []
 
         async def look() -> None:
             got.append(await reader.snapshot())
@@ -275,6 +280,59 @@ async def test_the_command_listens_stops_and_loses_nothing(
     command = listening()
     assert (await scrape(command.stdout.strip())).totals(queue_name) == first
     assert command.stop() == 0
+
+
+async def readiness(url: str) -> tuple[int, str]:
+    def ask() -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(url.replace("/metrics", "/readyz"), timeout=30) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    return await anyio.to_thread.run_sync(ask)
+
+
+async def test_the_command_starts_while_redis_is_away_and_finds_it_later(start: Start, server_binary: Path) -> None:
+    """Started first, it says that it reads nothing, and why; then it shows the cluster that came up."""
+    (port,) = free_ports("127.0.0.1", 1)
+    command = start("exporter", "--port", "0", "--url", f"redis://127.0.0.1:{port}")
+    until(lambda: command.stdout.endswith("/metrics\n"), "it prints its URL")
+    url = command.stdout.strip()
+    until(lambda: "no cluster node answers" in command.stderr, "it says what is wrong")
+    before = await scrape(url)
+    assert before.one("shardq_exporter_up") == 0
+    assert before.one("shardq_exporter_errors_total") >= 1
+    status, why = await readiness(url)
+    assert status == 503
+    assert "no cluster node answers" in why
+    with LocalCluster(1, 0, port, server_binary) as cluster:
+        async with shardq.connect(cluster.url) as client:
+            await client.queue("late", shards=2)
+
+        async def recovered() -> bool:
+            seen = await scrape(url)
+            return seen.one("shardq_exporter_up") == 1 and seen.values("shardq_queue_up", "late") == [1]
+
+        await harness.until(recovered, 30, "the exporter to read the queue")
+        assert await readiness(url) == (200, "ok\n")
+        assert command.stderr.count("no cluster node answers") == 1, "said once, not at every try"
+        assert command.stop() == 0
+
+
+def test_the_command_ends_at_once_where_waiting_mends_nothing(
+    start: Start, server_binary: Path, tmp_path: Path
+) -> None:
+    (port,) = free_ports("127.0.0.1", 1)
+    server = LocalServer(server_binary, port, tmp_path / "server", "", {"cluster-enabled": "no"})
+    server.launch()
+    try:
+        server.wait_until_answering(time.monotonic() + 30)
+        command = start("exporter", "--port", "0", "--url", f"redis://127.0.0.1:{port}")
+        assert command.wait() == 1
+        assert "cluster-enabled yes" in command.stderr
+    finally:
+        server.kill()
 
 
 async def test_a_port_in_use_is_said(cluster: LocalCluster) -> None:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 def counters(**changes: int | str) -> GroupCounters:
     values: dict[str, int | str | bool] = dict.fromkeys(GroupCounters.__slots__, 0)
-    values |= dict.fromkeys(("owner", "renewals", "heir", "oldest_pending", "oldest_unread"), "")
+    values |= dict.fromkeys(("owner", "renewals", "heir", "oldest_pending", "oldest_unread", "oldest_waiting"), "")
     return GroupCounters(**(values | {"held": False} | changes))  # type: ignore[arg-type]
 
 
@@ -48,11 +48,20 @@ def test_what_is_left(appended: int, group: dict[str, int], backlog: int, pel_me
 
 
 @pytest.mark.parametrize(
-    ("pending", "unread", "oldest"),
-    [("", "", None), ("1000-0", "", 4.0), ("", "2500-3", 2.5), ("1000-0", "2500-0", 4.0), ("6000-0", "", 0.0)],
+    ("pending", "unread", "waiting", "oldest"),
+    [
+        ("", "", "", None),
+        ("1000-0", "", "", 4.0),
+        ("", "2500-3", "", 2.5),
+        ("1000-0", "2500-0", "", 4.0),
+        ("6000-0", "", "", 0.0),
+        ("", "", "3000-1", 2.0),
+        ("2500-0", "4000-0", "2000-0", 3.0),
+    ],
 )
-def test_ages_by_the_servers_clock(pending: str, unread: str, oldest: float | None) -> None:
-    view = group_view(counters(oldest_pending=pending, oldest_unread=unread), shard(1, time_ms=5000))
+def test_ages_by_the_servers_clock(pending: str, unread: str, waiting: str, oldest: float | None) -> None:
+    group = counters(oldest_pending=pending, oldest_unread=unread, oldest_waiting=waiting)
+    view = group_view(group, shard(1, time_ms=5000))
     assert view.oldest_age_s == oldest
 
 

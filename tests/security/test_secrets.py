@@ -17,7 +17,8 @@ import pytest
 
 import shardq
 from shardq.cli.app import run
-from shardq.ops.exporter import QueueReader, _of_groups, _of_shards
+from shardq.ops.exporter import QueueReader
+from shardq.ops.queue_metrics import _of_groups, _of_shards
 from shardq.storage.acl import Wanted
 from shardq.storage.cluster import pack_command
 from tests.cli.support import commands

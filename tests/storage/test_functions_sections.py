@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
+from shardq.core.intake import KeptRecord
 from shardq.core.session import Put
 from shardq.errors import LeaseLost, StoreRefused
 from shardq.storage.calls import Stepped
@@ -63,6 +65,28 @@ async def test_items_get_ids_in_the_order_they_were_put(shard: Rig) -> None:
     assert [item for item, *_ in parts(stepped)] == [4], "ids are not given twice"
     await shard.step(token, drops=[2, 3, 4], acked=2)
     assert await shard.backlog() == 0
+
+
+async def test_the_oldest_of_what_waits_is_the_one_that_was_put_off_first(shard: Rig) -> None:
+    token, entries = await in_hand(shard, "a", "b", "c")
+    assert (await shard.counters()).oldest_waiting == ""
+
+    def kept_of(entry: str) -> bytes:
+        return msgspec.msgpack.encode(KeptRecord(entry, 0, "k", 1, None, 1, 2, "LookupError"))
+
+    puts = [Put(0, 9000, 0, b"kk", kept_of(entries[1])), Put(0, 0, 0, b"kk", kept_of(entries[0]))]
+    await shard.step(token, retried=2, finished=entries[:2], puts=puts)
+    assert (await shard.counters()).oldest_waiting == entries[1]
+    await shard.step(token, acked=1, drops=[1])
+    assert (await shard.counters()).oldest_waiting == entries[0]
+    own = shard.shard
+    older = [own.stream, own.meta, own.group("g"), own.dead("g"), own.later("g")]
+    reply = await shard.call("inspect", older, "g")
+    assert reply[5][4:] == [1, 0, 0, b""], "a client of an older build is answered, too"
+    for forged in (b"", b"1-1", b"\x98", b"\x98\xbf1-1", b"\x98\xa31-x", b"\x98\xd9\x031-1"):
+        await shard.command("HSET", own.kept("g"), "2", forged)
+        assert (await shard.counters()).oldest_waiting == "", forged
+    await shard.step(token, acked=1, drops=[2])
 
 
 async def test_an_item_that_is_put_back_keeps_its_id(shard: Rig) -> None:
