@@ -36,7 +36,9 @@ def _count_or_none(_context: click.Context, _parameter: click.Parameter, value: 
 def _settings_options(command: Command) -> Command:
     """The queue's settings, None where they are not named; `_named` makes of them what a queue takes."""
     for option in (
-        click.option("--jobs/--no-jobs", default=None, help="Whether every message is a tracked job."),
+        click.option(
+            "--jobs/--no-jobs", default=None, help="Whether every message of send and submit is a tracked job."
+        ),
         click.option("--compression", type=click.Choice(["none", "zlib", "zstd"]), help="How producers compress."),
         click.option(
             "--overflow",

@@ -18,6 +18,7 @@ import msgspec
 from shardq.core import records
 from shardq.core.ids import MessageId, entry_key
 from shardq.core.intake import KeptRecord, unhindered
+from shardq.core.jobs import RETRYING, JobState, encode_state, job_of, job_place
 from shardq.core.lanes import lane_key
 from shardq.core.later import key_tag
 from shardq.core.records import Headers, Key
@@ -183,6 +184,17 @@ def kept_again(letter: DeadLetter) -> list[tuple[bytes, bytes]]:
         for index, key in enumerate(batch.keys)
         if index not in (batch.holes or ())
     ]
+
+
+def job_again(letter: DeadLetter, group: str, now_ms: int) -> tuple[str, int, bytes] | None:
+    """What a replay makes of the record of the message's job (its id, for how many ms it is kept, the record): it waits
+    for a try again. None for a message without a job."""
+    named = job_of(letter.headers) if letter.headers and letter.message_id else None
+    if named is None:
+        return None
+    queue, _ = job_place(named[0])
+    state = JobState(named[0], RETRYING, queue, group, letter.attempts, letter.sent_at_ms, now_ms, error=letter.error)
+    return *named, encode_state(state)
 
 
 def _entry(letter: DeadLetter) -> str:

@@ -85,6 +85,7 @@ class QueueReader:
             if kept is not None:
                 queues[name] = kept
 
+        await self._count_away()
         names = await self._names()
         blind = names is None
         if names is None:
@@ -106,6 +107,7 @@ class QueueReader:
             read_took_s=now - started,
             still_s=self._still(queues),
             hot=self._hot(queues),
+            nodes_away=self.client.cluster.replicas.away if self.client is not None else 0,
         )
 
     def _still(self, queues: dict[str, QueueView]) -> dict[tuple[str, str, str], float]:
@@ -131,6 +133,11 @@ class QueueReader:
             for number, shard in takes.items():
                 meter.see(number, now, Counts(shard.appended, shard.bytes))
         return {name: hot_of(meter.details()) for name, meter in self._loads.items()}
+
+    async def _count_away(self) -> None:
+        if self.client is not None:
+            with anyio.move_on_after(NAMES_TIMEOUT_S):
+                await self.client.cluster.count_away()
 
     async def _names(self) -> list[str] | None:
         if self.client is None:
@@ -181,48 +188,47 @@ async def serve_metrics(
     on_listening: Callable[[str], None] | None = None,
 ) -> None:
     """Serves /metrics until it is cancelled; port 0 takes a free one. `on_listening` is told the URL."""
-    async with _serving(QueueReader(client, interval_s), port, host, on_listening):
+    async with _serving(QueueReader(client, interval_s), port, host) as url:
+        if on_listening is not None:
+            on_listening(url)
         await anyio.sleep_forever()
 
 
 async def keep_serving_metrics(
-    connect: Callable[[], Client],
-    port: int,
-    *,
-    host: str = "127.0.0.1",
-    on_listening: Callable[[str], None] | None = None,
+    connect: Callable[[], Client], port: int, *, host: str = "127.0.0.1", on_listening: Callable[[str], None]
 ) -> None:
-    """`serve_metrics` of a cluster that may be away at the start: listens first, then tries clients of `connect` until
-    one can be entered. Raises what waiting does not mend, as a wrong password."""
+    """`serve_metrics` of a cluster that may be away at the start: listens, then tries clients of `connect` until one
+    can be entered. `on_listening` is told the URL after the first try. Raises what waiting does not mend, as a wrong
+    password."""
     reader = QueueReader(None, 1.0)
-    async with _serving(reader, port, host, on_listening), contextlib.AsyncExitStack() as stack:
-        reader.client = await _entered(connect, stack, reader)
-        await anyio.sleep_forever()
+    async with _serving(reader, port, host) as url, contextlib.AsyncExitStack() as stack:
+        for tries in itertools.count():
+            reader.client = await _entered(connect(), stack, reader)
+            if tries == 0:
+                on_listening(url)
+            if reader.client is not None:
+                await anyio.sleep_forever()
+            await anyio.sleep(backoff_s(tries + 1, TRY_FIRST_S, TRY_LAST_S, random.random()))
 
 
 @contextlib.asynccontextmanager
-async def _serving(
-    reader: QueueReader, port: int, host: str, on_listening: Callable[[str], None] | None
-) -> AsyncIterator[None]:
+async def _serving(reader: QueueReader, port: int, host: str) -> AsyncIterator[str]:
+    """Serves while it is entered; gives the URL."""
     collector = QueueCollector(reader)
     registry = CollectorRegistry()
     registry.register(collector)
     async with serving(registry, port, host=host, ready=reader.ready) as (url, collector.portal):
-        if on_listening is not None:
-            on_listening(url)
-        yield
+        yield url
 
 
-async def _entered(connect: Callable[[], Client], stack: contextlib.AsyncExitStack, reader: QueueReader) -> Client:
-    """The first client that reaches the cluster; says once of every cause why there is none yet."""
-    for tries in itertools.count(1):
-        try:
-            return await stack.enter_async_context(connect())
-        except ShardqError as error:
-            if not (isinstance(error, StoreError) and error.retryable):
-                raise
-            if str(error) != reader.why:
-                _log.warning("%s; trying again until it answers", error)
-            reader.why = str(error)
-        await anyio.sleep(backoff_s(tries, TRY_FIRST_S, TRY_LAST_S, random.random()))
-    raise AssertionError
+async def _entered(client: Client, stack: contextlib.AsyncExitStack, reader: QueueReader) -> Client | None:
+    """The client, open; None when the cluster is away, of which every cause is said once."""
+    try:
+        return await stack.enter_async_context(client)
+    except ShardqError as error:
+        if not (isinstance(error, StoreError) and error.retryable):
+            raise
+        if str(error) != reader.why:
+            _log.warning("%s Trying again until it answers", error)
+        reader.why = str(error)
+        return None

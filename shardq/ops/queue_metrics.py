@@ -97,7 +97,8 @@ class Snapshot:
     """What was read last. `read_monotonic_s` is when all of it could be read; `failed` holds if that was not now,
     `blind` if not even the queues' names could be; `whole` has the queues that could be read wholly now. `still_s` has,
     by queue, shard and group, for how long this exporter has seen a held lease without a renewal; `hot` has, by queue,
-    the shards that this exporter has seen get far more than the others."""
+    the shards that this exporter has seen get far more than the others. `nodes_away` own no slot and can't be
+    reached."""
 
     queues: dict[str, QueueView] = field(default_factory=dict)
     errors: int = 0
@@ -109,6 +110,7 @@ class Snapshot:
     read_took_s: float = 0.0
     still_s: dict[tuple[str, str, str], float] = field(default_factory=dict)
     hot: dict[str, frozenset[int]] = field(default_factory=dict)
+    nodes_away: int = 0
 
 
 def families(snapshot: Snapshot, now: float) -> Iterator[Metric]:
@@ -187,6 +189,8 @@ def _of_retired(queues: Iterable[QueueView]) -> Iterator[Metric]:
 
 
 def _of_exporter(snapshot: Snapshot, now: float) -> Iterator[Metric]:
+    text = "Nodes of the cluster that are down and own no slot: they count as replicas until they are forgotten."
+    yield GaugeMetricFamily("shardq_nodes_away", text, value=snapshot.nodes_away)
     yield GaugeMetricFamily("shardq_exporter_up", "1 when all was read at this scrape.", value=not snapshot.failed)
     yield CounterMetricFamily("shardq_exporter_errors", "Queues and shards that could not be read.", snapshot.errors)
     age_s = now - snapshot.read_monotonic_s

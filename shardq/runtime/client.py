@@ -70,7 +70,7 @@ class Client:
             stack.callback(tasks.cancel_scope.cancel)
             self._pipes = Pipes(self.cluster, tasks, self.on_retry)
             self._tasks = tasks
-            if not self._only_looks and self.cluster.least_replicas() < 1:
+            if not self._only_looks:
                 tasks.start_soon(self._watch_replicas)
             stack.callback(self._pipes.close)
             self._stack = stack.pop_all()
@@ -116,12 +116,28 @@ class Client:
         return self.meters.retried if self.meters is not None else None
 
     async def _watch_replicas(self) -> None:
-        """Until every master has a replica: what is sent from then on at the default durability waits for it."""
-        while self.cluster.least_replicas() < 1:
+        """Counts them anew while that may change what sends of the default durability wait for."""
+        replicas, before = self.cluster.replicas, self.cluster.least_replicas()
+        if replicas.away:
+            _log.warning(
+                "%d nodes of the cluster are away. They count as replicas, so sends of durability 'replica' may wait "
+                "for them: start them, or, gone for good, CLUSTER FORGET on every node (`shardq doctor` names them)",
+                replicas.away,
+            )
+        while True:
             await anyio.sleep(random.uniform(0.8, 1.2) * COUNT_REPLICAS_EVERY_S)
-            await self.cluster.refresh()
-            await self.cluster.count_away()
-        _log.info("every master has a replica now: sends of the default durability wait for one")
+            if not replicas.in_doubt:
+                continue
+            if await self.cluster.count_replicas():
+                _log.warning(
+                    "the cluster's nodes were forgotten: every master has %d replicas now, and sends of the default "
+                    "durability wait for %s",
+                    replicas.count,
+                    "one" if replicas.count else "none",
+                )
+            elif before < 1 <= replicas.count:
+                _log.info("every master has a replica now: sends of the default durability wait for one")
+            before = replicas.count
 
     def confirm(self, durability: str | None, replicas: int | None = None) -> Confirm | None:
         """What a write waits for at this durability; None is the master's own answer.
@@ -168,7 +184,8 @@ class Client:
         overflow      what a send does beyond it: "block" (waits, the default), "reject" (raises QueueFull),
                       "drop-oldest" (makes room by dropping the oldest messages, whoever still wanted them)
         compression   None, "zlib" or "zstd": how producers compress what they send
-        jobs          True: every message is a tracked job
+        jobs          True: every message of `send` and `submit` is a tracked job; those of `send_many`, `tx.send` and
+                      schedules are not
         type, key     known to this client only: the type of the values (a Struct, dataclass, TypedDict, anything that
                       msgspec converts to), and the field that is a message's key or a function from value to key.
                       Producers then refuse other values and take the key from the value; workers of this client hand

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 
-from shardq.core.dead import DeadFilter, DeadLetter, in_order, kept_again, open_letter, parse_dead_id
+from shardq.core.dead import DeadFilter, DeadLetter, in_order, job_again, kept_again, open_letter, parse_dead_id
 from shardq.core.records import Key
 from shardq.errors import CorruptData, UnknownGroup, UsageError
 from shardq.storage import dead
@@ -75,21 +75,25 @@ class DeadLetters:
 
         Either those of `ids`, or all that fit the filters. Each is in the dead letters or with its group, never in
         both or in neither, and repeating a call is harmless. Those of one key are handled in the order they were sent,
-        one at a time, before what comes later for that key. Those that still can't be read stay: CorruptData is raised
-        for them at the end.
+        one at a time, before what comes later for that key. Their jobs are `retrying` from then on. Those that still
+        can't be read stay: CorruptData is raised for them at the end.
         """
         chosen = await self._choose(ids, DeadFilter(key, error, older_than, newer_than))
         handed, broken = 0, []
         for shard, letters in chosen.items():
             ready: list[tuple[str, int, Sequence[dead.Item]]] = []
+            jobs: dict[str, dead.JobRecord] = {}
             for letter in in_order(letters):
+                entry = letter.id.partition("/")[2]
+                if (job := job_again(letter, self._group, _now_ms())) is not None:
+                    jobs[entry] = job
                 try:
-                    ready.append((letter.id.partition("/")[2], letter.messages, kept_again(letter)))
+                    ready.append((entry, letter.messages, kept_again(letter)))
                 except CorruptData as problem:
                     broken.append(problem)
             for start in range(0, len(ready), AT_ONCE):
                 part = ready[start : start + AT_ONCE]
-                handed += await dead.replay(self._pipes, self._shards[shard], self._group, part)
+                handed += await dead.replay(self._pipes, self._shards[shard], self._group, part, jobs)
                 self._tell(handed, chosen)
         if broken:
             msg = f"{len(broken)} dead letters stay, they can't be handled; {handed} were replayed. First: {broken[0]}"

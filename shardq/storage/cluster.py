@@ -40,6 +40,7 @@ from shardq.storage import topology
 from shardq.storage.address import HOW, parse
 from shardq.storage.functions import BUILD, READERS, function_name, library_source
 from shardq.storage.mastership import ROLES_CHANGE_S, Histories, parsed, replicas_confirming
+from shardq.storage.replicas import Replicas
 from shardq.storage.tls import tls_failure
 from shardq.storage.trouble import (
     NO_REPLY,
@@ -200,12 +201,11 @@ class Cluster:
         self._refreshes_without_news = 0
         self.topology_version = 0
         # Asked for every shard a worker starts; counting goes over 16384 slots.
-        self._least_replicas = (-1, 0)
+        self._replicas_seen = -1
         self._primaries: tuple[int, list[ClusterNode]] = (-1, [])
         self._agreed: tuple[int, str, Any] = (-1, "", None)  # topology version, node, what it said that agreed
-        self._replicas_told: dict[str, int] = {}
-        self._away = 0
         self.histories = Histories()
+        self.replicas = Replicas()
 
     @property
     def _nodes(self) -> Any:
@@ -250,30 +250,34 @@ class Cluster:
 
     def told_replicas(self, master: str, count: int) -> None:
         """What a master itself says of its replicas."""
-        self._replicas_told[master] = count
-        self._least_replicas = (-1, 0)
+        self.replicas.tell(master, count)
 
     async def count_away(self) -> None:
-        """Asks a master for the nodes that are away: a client that comes while the cluster comes back sees no replicas,
-        and must not take it for one that has none. Where the user may not ask, only those that are seen count."""
+        """Asks a master for the nodes that are away. Where the user may not ask, only those that are seen count."""
         for node in self.primaries():
             (reply,) = await self.exchange(node, [Packed(_NODES)], within_s=REFRESH_ASK_S)
             if isinstance(reply, bytes):
-                self._away = nodes_away(reply.decode(errors="replace"))
-                self._least_replicas = (-1, 0)
+                self.replicas.see_away(nodes_away(reply.decode(errors="replace")))
                 return
 
+    async def count_replicas(self) -> bool:
+        """Looks at everything that `least_replicas` goes by; true when that fell (see replicas.py)."""
+        await self.refresh()
+        for node in self.primaries():
+            (reply,) = await self.exchange(node, [Packed(_REPLICATION)], within_s=REFRESH_ASK_S)
+            if (found := parsed(reply).get("connected_slaves", "")).isdigit():
+                self.replicas.tell(node.name, int(found))
+        await self.count_away()
+        self.least_replicas()
+        return self.replicas.looked()
+
     def least_replicas(self) -> int:
-        """Replicas of the master that has fewest; those that are away count as if they were spread evenly."""
-        version, least = self._least_replicas
-        if version != self.topology_version:
+        """Replicas of the master that has fewest, those that are away included."""
+        if self._replicas_seen != self.topology_version:
             known = {nodes[0].name: len(nodes) - 1 for nodes in self._nodes.slots_cache.values() if nodes}
-            # CLUSTER SLOTS leaves out a replica that has not replicated anything yet; its master's INFO counts it.
-            least = min((max(count, self._replicas_told.get(name, 0)) for name, count in known.items()), default=0)
-            if self._away and known:
-                least = max(least, (sum(known.values()) + self._away) // len(known))
-            self._least_replicas = (self.topology_version, least)
-        return least
+            self.replicas.see(known)
+            self._replicas_seen = self.topology_version
+        return self.replicas.count
 
     def node_of(self, slot: int) -> ClusterNode | None:
         """The master that owns `slot` as far as we know; None while nobody does."""
@@ -476,8 +480,7 @@ class Cluster:
                 if late is not None and call.confirm is not None and not isinstance(replies[index], Trouble):
                     replies[index] = late
 
-    @staticmethod
-    async def _confirmed(node: ClusterNode, connection: Connection, confirm: Confirm) -> Trouble | None:
+    async def _confirmed(self, node: ClusterNode, connection: Connection, confirm: Confirm) -> Trouble | None:
         """Reads the answer to WAIT; the Trouble of every write before it when it does not suffice."""
         try:
             short = confirm.shortfall(await connection.read_response())
@@ -486,7 +489,10 @@ class Cluster:
                 return Trouble("fail", StoreRefused(refused))
             # A master that was demoted in between refuses WAIT: what it took may be rolled back.
             return Trouble("refresh", StoreTimeout(f"{node.name} could not confirm a write: {str(error)[:40]}"))
-        return None if short is None else not_replicated(node.name, confirm.replicas, short)
+        if short is None:
+            return None
+        self.replicas.unconfirmed = True
+        return not_replicated(node.name, confirm.replicas, short)
 
     async def _checked(
         self, node: ClusterNode, connection: Connection, confirm: Confirm, history: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shardq.errors import UnknownGroup
@@ -12,6 +12,7 @@ from shardq.storage.pipes import Pipes
 from shardq.storage.reply import entries_of, shape
 
 Item = tuple[bytes, bytes]
+JobRecord = tuple[str, int, bytes]  # its id, for how many ms it is kept, the record
 
 
 async def read_dead(
@@ -32,12 +33,22 @@ async def read_one(pipes: Pipes, shard: ShardKeys, group: str, entry: str) -> li
         return entries_of(reply)
 
 
-async def replay(pipes: Pipes, shard: ShardKeys, group: str, letters: Sequence[tuple[str, int, Sequence[Item]]]) -> int:
-    """Hands back (entry id, messages it stood for, its items); returns how many were there still."""
+async def replay(
+    pipes: Pipes,
+    shard: ShardKeys,
+    group: str,
+    letters: Sequence[tuple[str, int, Sequence[Item]]],
+    jobs: Mapping[str, JobRecord] | None = None,
+) -> int:
+    """Hands back (entry id, messages it stood for, its items); returns how many were there still. `jobs` has by entry
+    id what the record of its job says from now on."""
     keys = [shard.meta, *shard.of_group(group)]
+    if jobs:
+        keys += [shard.expiring, shard.timed]
     args: list[str | bytes | int] = [group, shard.bell]
     for entry, count, items in letters:
-        args += [entry, count, len(items), *(part for item in items for part in item)]
+        job = jobs.get(entry, ("", 0, b"")) if jobs else ()
+        args += [entry, count, len(items), *job, *(part for item in items for part in item)]
     reply: Any = await pipes.call(shard.slot, "replay", keys, args)
     with shape("replay"):
         missing = reply[0] == b"MISSING"

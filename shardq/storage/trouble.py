@@ -215,7 +215,8 @@ def unanswered(node: str, seconds: float) -> Trouble:
 
 def not_replicated(node: str, wanted: int, reached: int) -> Trouble:
     """The call was carried out on the master; WAIT saw too few replicas."""
-    return Trouble("again", StoreTimeout(f"{_REPLICATION_LATE} ({reached} of {wanted} behind {node})"))
+    gone = "start those that are down; gone for good: CLUSTER FORGET on every node (`shardq doctor` names them)"
+    return Trouble("again", StoreTimeout(f"{_REPLICATION_LATE} ({reached} of {wanted} behind {node}): {gone}"))
 
 
 def doubtful(node: str) -> Trouble:

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardq.core import records
-from shardq.core.dead import DeadFilter, DeadLetter, in_order, kept_again, open_letter, parse_dead_id
+from shardq.core.dead import DeadFilter, DeadLetter, in_order, job_again, kept_again, open_letter, parse_dead_id
 from shardq.core.intake import dead_letter, open_kept
+from shardq.core.jobs import JobState, decode_state
 from shardq.core.later import key_tag
 from shardq.core.message import Ownership
 from shardq.core.records import RecordBatch
@@ -362,3 +363,16 @@ def test_one_without_a_message_has_the_place_of_its_entry() -> None:
     unread = open_letter(4, ENTRY, stored({"entry": "1-5", "raw": b"\x00"}))
     unknown = open_letter(4, ENTRY, stored({"raw": b"\x00"}))
     assert in_order([late, unknown, unread, early]) == [early, unread, unknown, late]
+
+
+def test_a_replay_says_of_a_job_that_it_waits_for_a_try() -> None:
+    headers = {"shardq-job": "orders/3/0123456789abcdef", "shardq-job-keep-ms": "5000"}
+    letter = DeadLetter("3/1-1", 3, "3/1-1/0", "k", 1, headers, 1, 4, 100, 200, "ValueError('no')", "")
+    again = job_again(letter, "g", 777)
+    assert again is not None
+    assert again[:2] == ("orders/3/0123456789abcdef", 5000)
+    state = JobState(again[0], "retrying", "orders", "g", 4, 100, 777, error="ValueError('no')")
+    assert decode_state(again[2]) == state
+    for other in (None, {}, {"shardq-job": "x"}, {**headers, "shardq-job": "forged"}):
+        assert job_again(msgspec.structs.replace(letter, headers=other), "g", 777) is None
+    assert job_again(msgspec.structs.replace(letter, message_id=""), "g", 777) is None

@@ -56,6 +56,7 @@ REQUIRED = {
     "shardq_rebalances_total": "counter",
     "shardq_queue_up": "gauge",
     "shardq_exporter_up": "gauge",
+    "shardq_nodes_away": "gauge",
     "shardq_exporter_errors_total": "counter",
 }
 SENT, DEAD, RETRIES, HELD = 120, 3, 2, 2

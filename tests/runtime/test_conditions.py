@@ -197,6 +197,41 @@ async def test_a_job_tells_its_state_and_its_result(cluster: LocalCluster, queue
             queue.job("other/0/0123456789abcdef")
 
 
+async def test_the_job_of_a_replayed_dead_letter_goes_on(cluster: LocalCluster, queue_name: str) -> None:
+    """From the replay on it waits for its next try, also for those who ask before a worker has begun it."""
+    mended = False
+    worker = shardq.Worker(queue_name, group=GROUP, retry=shardq.Retry(attempts=1))
+
+    @worker.handler
+    async def handle(message: shardq.Message) -> str:
+        if not mended:
+            raise ValueError("no")
+        return f"done {message.value}"
+
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=2)
+        letters = queue.dead_letters(GROUP)
+        async with queue.producer() as producer:
+            jobs = [await producer.submit(number, key="k") for number in range(2)]
+            await producer.send("no job", key="k")
+        async with running(client, worker):
+            for job in jobs:
+                assert (await job.ended(10)).status == "dead"
+            await until(lambda: drained(queue), 10, "an empty backlog")
+        assert await letters.replay() == 3
+        for job in jobs:
+            state = await job.state()
+            assert (state.status, state.queue, state.group, state.attempts) == ("retrying", queue_name, GROUP, 1)
+            assert "ValueError" in state.error
+            with pytest.raises(shardq.JobTimeout):
+                await job.wait(0.05)
+        mended = True
+        async with running(client, worker):
+            assert [await job.wait(10) for job in jobs] == ["done 0", "done 1"]
+        assert await letters.replay() == 0
+        assert [(await job.state()).status for job in jobs] == ["done", "done"], "nothing was handed back"
+
+
 async def test_a_queue_of_jobs_tracks_every_send_and_records_go_when_their_time_is_over(
     cluster: LocalCluster, queue_name: str
 ) -> None:

@@ -15,6 +15,7 @@ import anyio.to_thread
 import pytest
 
 import shardq
+from shardq.core.servers import nodes_away
 from shardq.ops.local_cluster import LocalCluster, LocalServer
 from shardq.runtime import client as client_module
 from shardq.runtime import grants
@@ -63,6 +64,39 @@ async def test_who_comes_while_replicas_are_down_waits_for_them(cluster: LocalCl
             for server in down:
                 await anyio.to_thread.run_sync(server.restart)
             await until(lambda: bool(stored), 60, "the send to return")
+
+
+async def test_replicas_that_are_gone_for_good_are_waited_for_until_they_are_forgotten(
+    cluster: LocalCluster, queue_name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A client and its producer live on after that, and go without them; one that asked for replicas does not."""
+    monkeypatch.setattr(client_module, "COUNT_REPLICAS_EVERY_S", 0.2)
+    masters = [server for server in cluster.processes if not is_replica(server)]
+    gone = replicas(cluster)
+    names = [str(node_command(server.host, server.port, "CLUSTER", "MYID")) for server in gone]
+    for server in gone:
+        server.kill()
+
+    def are_away() -> bool:
+        listed = [str(node_command(each.host, each.port, "CLUSTER", "NODES")) for each in masters]
+        return all(nodes_away(text) == 3 for text in listed)
+
+    await until(are_away, 30, "the masters to know it")
+    async with shardq.connect(cluster.url) as client:
+        await until(lambda: "CLUSTER FORGET" in caplog.text, 10, "the warning")
+        queue = await client.queue(queue_name, shards=3)
+        async with queue.producer(delivery_timeout=2.5) as producer:
+            with pytest.raises(shardq.StoreTimeout, match="CLUSTER FORGET"):
+                await producer.send("x", key="k")
+            for server in masters:
+                for name in names:
+                    node_command(server.host, server.port, "CLUSTER", "FORGET", name)
+            await until(lambda: client.confirm(None) is None, 30, "the client to see it")
+            assert not waits(producer)
+            await producer.send("y", key="k")
+        assert "were forgotten" in caplog.text
+        with pytest.raises(shardq.UsageError, match="add replicas"):
+            queue.producer(durability="replica")
 
 
 def text(cluster: LocalCluster, node: int) -> object:

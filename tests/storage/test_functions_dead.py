@@ -61,6 +61,27 @@ async def test_a_dead_letter_goes_back_to_its_group(shard: Rig) -> None:
     assert (await shard.counters()).dead == 5
 
 
+async def test_the_record_of_a_job_is_written_with_the_letter_that_is_handed_back(shard: Rig) -> None:
+    _, (first, second) = await bury(shard, 1, 1)
+    item: Items = [(b"k", b"record")]
+    jobs = {first: ("q/0/ab", 60_000, b"state"), "1-1": ("q/0/cd", 60_000, b"state")}
+    before = await shard.time_ms()
+    handed = await dead.replay(
+        shard.pipes, shard.shard, "g", [(first, 1, item), (second, 1, item), ("1-1", 1, item)], jobs
+    )
+    assert handed == 2
+    assert await shard.command("HGET", shard.shard.timed, "j:q/0/ab") == b"state"
+    assert await shard.command("HGET", shard.shard.timed, "j:q/0/cd") is None, "its letter was not there"
+    ends = int(await shard.command("ZSCORE", shard.shard.expiring, "j:q/0/ab"))
+    assert before + 60_000 <= ends <= await shard.time_ms() + 60_000
+    assert (await shard.counters()).waiting == 2
+    keys = [*await keys_of(shard), shard.shard.expiring, shard.shard.timed]
+    bad: list[list[str | int]] = [["1-1", 1, 0], ["1-1", 1, 0, "j", "x", "s"], ["1-1", 1, 1, "j", 1, "s", "tag"]]
+    for args in bad:
+        with pytest.raises(StoreRefused, match="report it"):
+            await shard.call("replay", keys, "g", "bell", *args)
+
+
 async def test_a_repeated_replay_hands_nothing_back_twice(shard: Rig) -> None:
     token, (first, second) = await bury(shard, 1, 1)
     item: Items = [(b"", b"record")]
@@ -152,6 +173,7 @@ async def test_a_group_that_is_not_there(shard: Rig) -> None:
         ["g", "bell", "1-1", 1, 1, "", "record", "more"],
         ["g", "bell", "soon", 1, 1, "", "record"],
         ["g", "bell", "*", 1, 0],
+        ["g", "bell", "1-1", 1, 0, "", 0, b""],  # a job, and no keys for it
     ],
 )
 async def test_a_malformed_replay_hands_nothing_back(shard: Rig, args: list[str | int]) -> None:

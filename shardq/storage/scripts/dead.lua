@@ -4,26 +4,28 @@
 
 local DEAD_AT_ONCE = 1000
 
--- Whether the dead letters that args name from 3 on are well formed.
-local function replay_sound(args)
+-- Whether the dead letters that args name from 3 on are well formed, with `head` arguments before the items of each.
+local function replay_sound(args, head)
   local at = 3
   while at <= #args do
     local items = natural(args[at + 2] or '')
     if not items or not natural(args[at + 1]) or not entry_id(args[at]) then return false end
-    at = at + 3 + items * 2
+    if head == 6 and not natural(args[at + 4] or '') then return false end
+    at = at + head + items * 2
   end
   return at == #args + 1
 end
 
 -- replay: hands dead letters back to their group, which handles them as its own retries. What is counted is what is
 -- handed back: of an entry that stands for many messages some may be gone for good.
--- KEYS   1 meta   2 group hash   3 dead letters   4 later   5 kept
+-- KEYS   1 meta   2 group hash   3 dead letters   4 later   5 kept; where letters are of jobs: 6 expiring   7 timed
 -- ARGV   1 group   2 bell channel   then for each: dead letter's entry id, messages it stood for, how many items follow,
---        then for each item: tag of its key, record
+--        with 7 keys its job's id or '', ms to keep the job's record, and that, then for each item: tag of its key, record
 -- reply  {'OK', dead letters handed back} | {'MISSING'} no such group
 local function replay(keys, args)
-  if #keys ~= 5 or #args < 2 or not replay_sound(args) then
-    return misuse('replay takes 5 keys, a group, a bell and a list of dead letters')
+  local head = #keys == 7 and 6 or 3
+  if (#keys ~= 5 and #keys ~= 7) or #args < 2 or not replay_sound(args, head) then
+    return misuse('replay takes 5 or 7 keys, a group, a bell and a list of dead letters')
   end
   local state = redis.call('HMGET', keys[2], 'epoch', 'later_next', 'replayed')
   if not state[1] or redis.call('HGET', keys[1], 'state') == 'removing' then return {'MISSING'} end
@@ -32,13 +34,17 @@ local function replay(keys, args)
   while at <= #args do
     local items = natural(args[at + 2])
     if redis.call('XDEL', keys[3], args[at]) == 1 then
-      for item = at + 3, at + 2 + items * 2, 2 do
+      if head == 6 and args[at + 3] ~= '' then
+        redis.call('HSET', keys[7], 'j:' .. args[at + 3], args[at + 5])
+        redis.call('ZADD', keys[6], decimal(now_ms() + natural(args[at + 4])), 'j:' .. args[at + 3])
+      end
+      for item = at + head, at + head - 1 + items * 2, 2 do
         later_put(keys[4], keys[5], decimal(next_item), now, '0', args[item], args[item + 1])
         next_item = next_item + 1
       end
       letters = letters + 1
     end
-    at = at + 3 + items * 2
+    at = at + head + items * 2
   end
   local messages = next_item - first
   if letters > 0 then
@@ -60,5 +66,5 @@ local function purge(keys, args)
   return {'OK', redis.call('XDEL', keys[1], unpack(args))}
 end
 
-redis.register_function('shardq_1_replay', guarded('hhszh', replay))
+redis.register_function('shardq_1_replay', guarded('hhszhzh', replay))
 redis.register_function{function_name='shardq_1_purge', callback=purge, flags={'allow-oom'}}

@@ -26,7 +26,8 @@ local function inspect_waiting(later, kept)
   local record = id and redis.call('HGET', kept, id) or ''
   local kind, size = string.byte(record, 1, 2)
   if not size or kind < 0x90 or kind > 0x9f or size < 0xa0 or size > 0xbf then return '' end
-  return entry_id(string.sub(record, 3, 2 + size - 0xa0)) or ''
+  local last = 2 + size - 0xa0
+  return #record > last and entry_id(string.sub(record, 3, last)) or ''
 end
 
 local function inspect(keys, args)

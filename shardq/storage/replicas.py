@@ -1,0 +1,68 @@
+"""How many replicas a write can wait for: those that are seen, and nodes that are away and may come back. Asks nobody
+itself.
+
+A node that is down stays in the cluster's list until somebody forgets it (CLUSTER FORGET), and counts as a replica: a
+client that comes while the cluster comes back must not take it for one without replicas. So the count falls only when
+nodes are forgotten, and then only when two looks in a row say so: one alone may have met a cluster that changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+class Replicas:
+    """The replicas of the master that has fewest, over a client's life."""
+
+    def __init__(self) -> None:
+        self.away = 0
+        self.unconfirmed = False  # a write was not confirmed since the last look
+        self.falls = 0  # how often the count fell
+        self._told: dict[str, int] = {}
+        self._known: dict[str, int] = {}
+        self._count = 0
+        self._fewer_before: int | None = None
+
+    @property
+    def count(self) -> int:
+        return self._count
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether there is a reason to look again."""
+        return self._count < 1 or self.away > 0 or self.unconfirmed or self._seen() < self._count
+
+    def see(self, known: Mapping[str, int]) -> None:
+        """The topology as it is now: replicas of each master."""
+        self._known = dict(known)
+        self._rise()
+
+    def tell(self, master: str, count: int) -> None:
+        """What a master itself says; the topology leaves out a replica that has not replicated anything yet."""
+        self._told[master] = count
+        self._rise()
+
+    def see_away(self, away: int) -> None:
+        self.away = away
+        self._rise()
+
+    def looked(self) -> bool:
+        """A look at all of it is over; true when the count fell."""
+        self.unconfirmed = False
+        seen, before = self._seen(), self._fewer_before
+        self._fewer_before = seen if seen < self._count else None
+        if self._fewer_before is None or before is None:
+            return False
+        self._count, self._fewer_before = max(seen, before), None
+        self.falls += 1
+        return True
+
+    def _rise(self) -> None:
+        self._count = max(self._count, self._seen())
+
+    def _seen(self) -> int:
+        """Those that are away count as if they were spread evenly."""
+        least = min((max(count, self._told.get(name, 0)) for name, count in self._known.items()), default=0)
+        if self.away and self._known:
+            least = max(least, (sum(self._known.values()) + self.away) // len(self._known))
+        return least

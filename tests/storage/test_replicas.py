@@ -1,0 +1,56 @@
+"""The count of replicas that a write may wait for: it rises at once, and falls only when nodes were forgotten."""
+
+from __future__ import annotations
+
+from shardq.storage.replicas import Replicas
+
+
+def test_a_replica_that_dies_counts_on_and_one_that_is_forgotten_does_not() -> None:
+    replicas = Replicas()
+    assert replicas.in_doubt, "none is known yet"
+    replicas.see({"a": 1, "b": 1})
+    assert (replicas.count, replicas.in_doubt) == (1, False)
+    replicas.see({"a": 1, "b": 0})
+    replicas.see_away(1)
+    assert (replicas.count, replicas.in_doubt) == (1, True)
+    assert [replicas.looked() for _ in range(3)] == [False] * 3, "it is listed, so it may come back"
+    replicas.see_away(0)
+    assert [replicas.looked(), replicas.count] == [False, 1], "one look alone may have met a change"
+    assert [replicas.looked(), replicas.count, replicas.falls] == [True, 0, 1]
+    assert replicas.looked() is False
+    replicas.see({"a": 1, "b": 1})
+    assert replicas.count == 1
+
+
+def test_the_second_look_must_say_so_too() -> None:
+    replicas = Replicas()
+    replicas.see({"a": 2})
+    replicas.see({"a": 0})
+    assert not replicas.looked()
+    replicas.see({"a": 2})
+    assert not replicas.looked()
+    replicas.see({"a": 0})
+    assert not replicas.looked()
+    replicas.see({"a": 1})
+    assert replicas.looked()
+    assert replicas.count == 1, "the larger of both"
+
+
+def test_what_a_master_says_counts_beside_the_topology() -> None:
+    replicas = Replicas()
+    replicas.tell("a", 1)
+    assert replicas.count == 0, "of no master yet"
+    replicas.see({"a": 0})
+    assert replicas.count == 1
+    replicas.tell("a", 0)
+    assert (replicas.count, replicas.in_doubt) == (1, True)
+    assert [replicas.looked(), replicas.looked(), replicas.count] == [False, True, 0]
+
+
+def test_a_write_that_no_replica_confirmed_is_a_reason_to_look_once() -> None:
+    replicas = Replicas()
+    replicas.see({"a": 1})
+    replicas.unconfirmed = True
+    assert replicas.in_doubt
+    assert not replicas.looked()
+    assert not replicas.in_doubt
