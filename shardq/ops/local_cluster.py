@@ -20,12 +20,13 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from shardq.errors import StoreError, StoreUnavailable, UsageError
 from shardq.ops.processes import die_with_parent
 from shardq.storage.nodes import (
     Address,
+    TlsFiles,
     bus_port,
     cluster_fault,
     form_cluster,
@@ -117,13 +118,14 @@ class LocalServer:
         *,
         host: str = _HOST,
         launcher: Sequence[str] = (),
+        tls: TlsFiles | None = None,
     ) -> None:
         self.host, self.port, self.folder = host, port, folder
-        self._command, self._password = [*launcher, str(server)], password
+        self._command, self._password, self._tls = [*launcher, str(server)], password, tls
         self._process: subprocess.Popen[bytes] | None = None
         secret = json.dumps(password, ensure_ascii=False)  # quoted and escaped as redis.conf reads it
         own = {"port": str(port), "cluster-port": str(bus_port(port)), "requirepass": secret, "masterauth": secret}
-        self._config = {**_SETTINGS, **own, **settings}
+        self._config = {**_SETTINGS, **own, **(tls.of_server(port) if tls is not None else {}), **settings}
 
     @property
     def pid(self) -> int:
@@ -165,7 +167,7 @@ class LocalServer:
     def wait_until_answering(self, deadline: float) -> None:
         while self.alive and time.monotonic() < deadline:
             try:
-                info = node_info(self.host, self.port, "default", password=self._password, timeout_s=1.0)
+                info = node_info(self.host, self.port, "default", password=self._password, tls=self._tls, timeout_s=1.0)
             except StoreError:
                 info = {}  # not listening yet; or a stranger's server, and ours is about to end for want of its port
             if info.get("process_id") == str(self.pid) and info.get("loading") == "0":
@@ -192,7 +194,8 @@ class LocalCluster:
 
     `port` is the first of consecutive ports; None picks free ones. Without `data_dir` the data lives in a folder of its
     own, removed by stop(); a given one is kept, and the same cluster continues from it. `settings` are server settings
-    as they stand in redis.conf; they win over the ones chosen here.
+    as they stand in redis.conf; they win over the ones chosen here. With `tls` the nodes speak nothing else, to each
+    other too; a client need not show a certificate.
     """
 
     def __init__(
@@ -204,6 +207,7 @@ class LocalCluster:
         data_dir: Path | None = None,
         password: str | None = None,
         settings: Mapping[str, str] | None = None,
+        tls: TlsFiles | None = None,
     ) -> None:
         self._count = masters * (1 + replicas)
         if masters < 1 or replicas < 0 or self._count > 100:
@@ -218,6 +222,7 @@ class LocalCluster:
         self._masters, self._first_port = masters, port
         self._password, self._settings = password or "", dict(settings or {})
         self._owns_data = data_dir is None
+        self._tls = tls
 
     @property
     def ports(self) -> list[int]:
@@ -229,10 +234,20 @@ class LocalCluster:
 
     @property
     def url(self) -> str:
+        user = f":{quote(self._password, safe='')}@" if self._password else ""
+        return self._url(user)
+
+    @property
+    def url_without_password(self) -> str:
+        return self._url("")
+
+    def _url(self, user: str) -> str:
         if not self.processes:
             raise UsageError("The local cluster is not running: start() it, or use it in a `with` statement.")
-        user = f":{quote(self._password, safe='')}@" if self._password else ""
-        return f"redis://{user}{self.processes[0].host}:{self.ports[0]}"
+        where = f"{user}{self.processes[0].host}:{self.ports[0]}"
+        if self._tls is None:
+            return f"redis://{where}"
+        return f"rediss://{where}?{urlencode({'ssl_ca_certs': str(self._tls.authority.absolute())})}"
 
     def __enter__(self) -> Self:
         self.start()
@@ -275,7 +290,7 @@ class LocalCluster:
     def wait_until_ready(self, timeout_s: float = _READY_WITHIN_S) -> None:
         """Return when every node serves, all agree who has which slots, and every replica is linked."""
         deadline = time.monotonic() + timeout_s
-        while fault := cluster_fault(self.addresses, self._masters, password=self._password):
+        while fault := cluster_fault(self.addresses, self._masters, password=self._password, tls=self._tls):
             if time.monotonic() > deadline:
                 raise StoreUnavailable(f"The local cluster is not ready after {timeout_s:g} s; mend this: {fault}")
             time.sleep(_POLL_S)
@@ -293,7 +308,7 @@ class LocalCluster:
             for process in self.processes:
                 process.wait_until_answering(time.monotonic() + _READY_WITHIN_S)
             if fresh:
-                form_cluster(self.addresses, self._masters, password=self._password)
+                form_cluster(self.addresses, self._masters, password=self._password, tls=self._tls)
             self.wait_until_ready()
         except BaseException:  # a Ctrl-C included: a start that failed leaves no server and no half-made cluster behind
             self.stop()
@@ -305,7 +320,8 @@ class LocalCluster:
         """One like the others, neither started nor in the cluster; only while the cluster runs."""
         if self.server is None or self.data_dir is None:
             raise UsageError("The local cluster is not running: start() it before asking it for a new server.")
-        return LocalServer(self.server, port, self.data_dir / str(port), self._password, self._settings)
+        folder = self.data_dir / str(port)
+        return LocalServer(self.server, port, folder, self._password, self._settings, tls=self._tls)
 
     def _choose_ports(self) -> tuple[list[int], bool]:
         """The ports to listen on, and whether a cluster is to be formed or the data folder's own continues."""

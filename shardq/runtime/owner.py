@@ -23,7 +23,7 @@ from shardq.core.jobs import DEAD
 from shardq.core.lease import Trust, Watch
 from shardq.core.meters import GroupMeters
 from shardq.core.session import LEFT_NOTHING, Step
-from shardq.errors import CorruptData, LeaseLost, ShardqError, StoreError
+from shardq.errors import CorruptData, LeaseLost, ShardqError, StoreError, UnknownGroup
 from shardq.runtime.delete import read_marks, redact_marked
 from shardq.runtime.failures import dead_record_of
 from shardq.runtime.gates import Gates, pause_s
@@ -36,7 +36,7 @@ from shardq.runtime.shard import OwnedShard
 from shardq.runtime.table import TableFollower
 from shardq.storage import calls
 from shardq.storage.cluster import Confirm
-from shardq.storage.groups import Start, open_group
+from shardq.storage.groups import Start, open_group, was_deleted
 from shardq.storage.keys import ShardKeys
 from shardq.storage.pipes import Pipes
 
@@ -291,13 +291,20 @@ class ShardOwner:
         self._outages.well(f"{self._queue}/{self._group}: {what}", self.shard)
 
     async def _open_group(self) -> None:
-        """The group's keys are gone. After the queue was declared anew this mends it; after a loss it says so."""
+        """The group's keys are gone. After the queue was declared anew this mends it; after a loss it says so. Raises
+        UnknownGroup when somebody deleted the group: the worker ends."""
+        deleted = False
         try:
-            await open_group(self._pipes, self._keys, self._group, Start())
+            deleted = await was_deleted(self._pipes, self._keys, self._group)
+            if not deleted:
+                await open_group(self._pipes, self._keys, self._group, Start())
             self._well(CANT_CONSUME)
         except ShardqError as error:
             self._failed(CANT_CONSUME, error)
             await anyio.sleep(PAUSE_AFTER_ERROR_S)
+        if deleted:
+            what = f"group {self._group!r} of queue {self._queue!r} was deleted while this worker ran"
+            raise UnknownGroup(f"{what}: start the worker again if it shall be opened anew")
 
     async def _say_ready(self) -> None:
         try:

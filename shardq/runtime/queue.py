@@ -344,8 +344,8 @@ class Queue:
         """Deletes a group with its position, retries, dead letters, leases and members. Messages stay for the others.
 
         Raises UnknownGroup when there is no such group, and GroupInUse while workers hold any of its shards or are its
-        members, before anything was changed; `force` is for workers that were killed: one that runs opens its group
-        again. If the call fails half way, repeat it.
+        members, before anything was changed; `force` is for workers that were killed: those that run end with
+        UnknownGroup. If the call fails half way, repeat it.
         """
         check_name("group", group)
         await self.refresh()

@@ -46,7 +46,7 @@ COMMANDS: dict[str, str] = {
         "exists hdel hget hkeys hmget hset spublish time type unlink xclaim xgroup|create xgroup|destroy "
         "xinfo|stream xrange xrevrange xtrim zadd"
     ),
-    "delete_group": "exists hdel hget hmget hset spublish type unlink xgroup|destroy xtrim",
+    "delete_group": "exists hdel hget hmget hset spublish time type unlink xgroup|destroy xtrim",
     "remove_shard": "hget hmget spublish unlink",
     "acquire": "hget hmget hset info spublish time zcard",
     "release": "hmget hset spublish",

@@ -62,7 +62,8 @@ REFRESH_TIMEOUT_S = 2.0
 REFRESH_ASK_S = 0.7  # one node's share of it: the next one is asked when it hangs
 REFRESH_FIRST_S, REFRESH_LAST_S = 0.2, 1.0  # between two of them, growing while they bring no news
 MOST_STRANGERS = 16
-WAIT_TIMEOUT_MS = 1000
+WAIT_TIMEOUT_S = 1.0
+WAIT_TIMEOUT_MS = int(WAIT_TIMEOUT_S * 1000)
 FSYNC_TIMEOUT_MS = 2500  # `appendfsync everysec` takes a second, on master and replica side by side, and a bad one two
 
 
@@ -417,6 +418,8 @@ class Cluster:
             await self._converse(node, connection, write, calls, confirm, replies)
         except (RedisError, OSError, *NO_REPLY) as error:
             broken = unanswered(node.name, limit.seconds) if limit.over else classify(error, node.name)
+            if limit.over and confirm is not None and len(replies) == len(calls) and limit.seconds < WAIT_TIMEOUT_S:
+                broken = not_replicated(node.name, confirm.replicas, "fewer")  # its own time for that was not over
         finally:
             limit.end()
             await self._give_back(node, connection)

@@ -56,6 +56,11 @@ async def delete_group(pipes: Pipes, shard: ShardKeys, group: str, *, force: boo
     return await _call(pipes, shard, "delete_group", keys, [group, int(force), shard.bell])
 
 
+async def was_deleted(pipes: Pipes, shard: ShardKeys, group: str) -> bool:
+    """Whether somebody deleted the group here, and nobody has opened it since."""
+    return await pipes.command(shard.slot, pack_command("HGET", shard.meta, f"gone:{group}")) is not None
+
+
 async def forget_members(pipes: Pipes, keys: Keys, group: str) -> bool:
     """Deletes a group's members, leader and plan; true when there were any."""
     deleted = await pipes.command(keys.control_slot, pack_command("DEL", keys.control(group)))

@@ -9,11 +9,13 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from random import randrange
 from typing import Any
 
-from redis import Connection
+from redis import Connection, SSLConnection
 from redis import exceptions as redis_errors
 
 from shardq.errors import AuthenticationFailed, StoreError, StoreRefused, StoreTimeout, StoreUnavailable
@@ -29,14 +31,44 @@ _ARGUMENTS_FOLLOW = ", with args beginning with"
 _LONGEST_SERVER_TEXT = 200
 
 
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files of nodes that speak TLS: who signed their certificates, and what they and their clients show."""
+
+    authority: Path
+    certificate: Path
+    key: Path
+
+    def of_client(self) -> dict[str, str]:
+        """As redis-py's options, and in a URL."""
+        return {
+            "ssl_ca_certs": str(self.authority),
+            "ssl_certfile": str(self.certificate),
+            "ssl_keyfile": str(self.key),
+        }
+
+    def of_server(self, port: int) -> dict[str, str]:
+        """As a node's settings; it listens on `port` for TLS alone."""
+        files = {"tls-ca-cert-file": self.authority, "tls-cert-file": self.certificate, "tls-key-file": self.key}
+        settings = {name: f'"{path.absolute()}"' for name, path in files.items()}
+        everywhere = {"tls-cluster": "yes", "tls-replication": "yes", "tls-auth-clients": "optional"}
+        return {"port": "0", "tls-port": str(port), **settings, **everywhere}
+
+
 def node_command(
-    host: str, port: int, *args: str | bytes | int, password: str | None = None, timeout_s: float = 5.0
+    host: str,
+    port: int,
+    *args: str | bytes | int,
+    password: str | None = None,
+    tls: TlsFiles | None = None,
+    timeout_s: float = 5.0,
 ) -> Any:
     """Send one command to one node and return its raw reply (RESP2, text decoded); a shardq error when that fails.
 
     `timeout_s` limits connecting and each wait for bytes of the reply.
     """
-    connection = Connection(
+    files: dict[str, Any] = {} if tls is None else tls.of_client()
+    connection = (Connection if tls is None else SSLConnection)(
         host=host,
         port=port,
         password=password,
@@ -46,6 +78,7 @@ def node_command(
         decode_responses=True,
         encoding_errors="backslashreplace",
         driver_info=None,  # no CLIENT SETINFO round trip for one command
+        **files,
     )
     try:
         connection.connect()
@@ -60,18 +93,26 @@ def node_command(
 
 
 def node_info(
-    host: str, port: int, section: str, *, password: str | None = None, timeout_s: float = 5.0
+    host: str,
+    port: int,
+    section: str,
+    *,
+    password: str | None = None,
+    tls: TlsFiles | None = None,
+    timeout_s: float = 5.0,
 ) -> dict[str, str]:
     """The fields of one section of INFO, or of CLUSTER INFO when the section is "cluster"."""
     command = ("CLUSTER", "INFO") if section == "cluster" else ("INFO", section)
-    text = str(node_command(host, port, *command, password=password, timeout_s=timeout_s))
+    text = str(node_command(host, port, *command, password=password, tls=tls, timeout_s=timeout_s))
     pairs = (line.split(":", 1) for line in text.splitlines() if ":" in line)
     return dict(pairs)
 
 
-def node_slot_map(host: str, port: int, *, password: str | None = None) -> dict[tuple[int, int], tuple[str, ...]]:
+def node_slot_map(
+    host: str, port: int, *, password: str | None = None, tls: TlsFiles | None = None
+) -> dict[tuple[int, int], tuple[str, ...]]:
     """Who serves which slots as this node sees it: (first, last) -> node ids, the master first, replicas sorted."""
-    rows = node_command(host, port, "CLUSTER", "SLOTS", password=password)
+    rows = node_command(host, port, "CLUSTER", "SLOTS", password=password, tls=tls)
     slot_map: dict[tuple[int, int], tuple[str, ...]] = {}
     with shape("CLUSTER SLOTS"):
         for first, last, master, *replicas in rows:
@@ -106,29 +147,31 @@ def free_ports(host: str, count: int) -> list[int]:
             return ports
 
 
-def form_cluster(nodes: Sequence[Address], masters: int, *, password: str | None = None) -> None:
+def form_cluster(
+    nodes: Sequence[Address], masters: int, *, password: str | None = None, tls: TlsFiles | None = None
+) -> None:
     """Ask empty nodes to be one cluster: the first `masters` get even slot ranges, the others replicate them in turn.
 
     Returns when all was asked for, which is before all of them know: poll `cluster_fault`.
     """
     for index, (host, port) in enumerate(nodes):
         # Nodes that meet with equal epochs argue over them one gossip round at a time; told apart, they need not.
-        node_command(host, port, "CLUSTER", "SET-CONFIG-EPOCH", index + 1, password=password)
+        node_command(host, port, "CLUSTER", "SET-CONFIG-EPOCH", index + 1, password=password, tls=tls)
         if index < masters:
             first, end = SLOT_COUNT * index // masters, SLOT_COUNT * (index + 1) // masters
-            node_command(host, port, "CLUSTER", "ADDSLOTSRANGE", first, end - 1, password=password)
+            node_command(host, port, "CLUSTER", "ADDSLOTSRANGE", first, end - 1, password=password, tls=tls)
     for one, (host, port) in combinations(nodes, 2):  # all pairs: gossip alone would take seconds to introduce them
-        node_command(*one, "CLUSTER", "MEET", host, port, bus_port(port), password=password)
+        node_command(*one, "CLUSTER", "MEET", host, port, bus_port(port), password=password, tls=tls)
     for index, (host, port) in enumerate(nodes[masters:]):
-        master_id = node_command(*nodes[index % masters], "CLUSTER", "MYID", password=password)
-        _replicate(host, port, master_id, password)
+        master_id = node_command(*nodes[index % masters], "CLUSTER", "MYID", password=password, tls=tls)
+        _replicate(host, port, master_id, password, tls)
 
 
-def _replicate(host: str, port: int, master_id: str, password: str | None) -> None:
+def _replicate(host: str, port: int, master_id: str, password: str | None, tls: TlsFiles | None) -> None:
     deadline = time.monotonic() + _MEET_WITHIN_S
     while True:
         try:
-            node_command(host, port, "CLUSTER", "REPLICATE", master_id, password=password)
+            node_command(host, port, "CLUSTER", "REPLICATE", master_id, password=password, tls=tls)
             return
         except StoreRefused:  # "Unknown node", until the handshake with its master is through
             if time.monotonic() > deadline:
@@ -136,15 +179,17 @@ def _replicate(host: str, port: int, master_id: str, password: str | None) -> No
         time.sleep(_POLL_S)
 
 
-def cluster_fault(nodes: Sequence[Address], masters: int, *, password: str | None = None) -> str:
+def cluster_fault(
+    nodes: Sequence[Address], masters: int, *, password: str | None = None, tls: TlsFiles | None = None
+) -> str:
     """What keeps these nodes from being one whole cluster with that many masters, in words; empty when nothing does."""
     views = set()
     online_replicas = 0
     for host, port in nodes:
         try:
-            cluster = node_info(host, port, "cluster", password=password)
-            link = node_info(host, port, "replication", password=password)
-            views.add(frozenset(node_slot_map(host, port, password=password).items()))
+            cluster = node_info(host, port, "cluster", password=password, tls=tls)
+            link = node_info(host, port, "replication", password=password, tls=tls)
+            views.add(frozenset(node_slot_map(host, port, password=password, tls=tls).items()))
         except StoreError as error:
             return str(error)
         if cluster["cluster_state"] != "ok" or cluster["cluster_slots_ok"] != str(SLOT_COUNT):

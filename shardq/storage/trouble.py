@@ -213,8 +213,8 @@ def unanswered(node: str, seconds: float) -> Trouble:
     return Trouble("refresh", StoreTimeout(f"{node} did not answer within {seconds:.3g} s"), away=True)
 
 
-def not_replicated(node: str, wanted: int, reached: int) -> Trouble:
-    """The call was carried out on the master; WAIT saw too few replicas."""
+def not_replicated(node: str, wanted: int, reached: int | str) -> Trouble:
+    """The call was carried out on the master; WAIT saw too few replicas, or was not waited for to its end."""
     gone = "start those that are down; gone for good: CLUSTER FORGET on every node (`shardq doctor` names them)"
     return Trouble("again", StoreTimeout(f"{_REPLICATION_LATE} ({reached} of {wanted} behind {node}): {gone}"))
 

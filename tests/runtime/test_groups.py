@@ -428,7 +428,9 @@ def everything(cluster: LocalCluster, queue: str) -> dict[str, Any]:
             look = {"hash": ["HGETALL", name], "stream": ["XRANGE", name, "-", "+"]}.get(str(kind), ["DUMP", name])
             held[name] = node_command("127.0.0.1", port, *look)
             if kind == "hash":
-                held[name] = dict(zip(held[name][::2], held[name][1::2], strict=True))
+                pairs = zip(held[name][::2], held[name][1::2], strict=True)
+                # When a group was deleted is noted for the workers that may still run.
+                held[name] = {field: value for field, value in pairs if not field.startswith("gone:")}
             if kind == "stream":
                 held[f"groups of {name}"] = node_command("127.0.0.1", port, "XINFO", "GROUPS", name)
     return held
@@ -460,6 +462,50 @@ async def test_a_deleted_group_leaves_nothing_behind(cluster: LocalCluster, queu
         assert [info.name for info in await queue.groups()] == ["keeper"]
         await queue.open_group(GROUP)
         assert await backlog(queue, GROUP) == 41
+
+
+async def test_workers_end_when_their_group_is_deleted_and_a_new_one_opens_it_anew(
+    cluster: LocalCluster, queue_name: str
+) -> None:
+    ended: dict[str, BaseException | None] = {}
+    seen: list[int] = []
+
+    def made(name: str) -> shardq.Worker:
+        worker = shardq.Worker(queue_name, group=GROUP, name=name, lease=1.0)
+
+        @worker.handler
+        async def handle(message: shardq.Message) -> None:
+            seen.append(message.value)
+
+        return worker
+
+    async def run(client: shardq.Client, name: str) -> None:
+        try:
+            await made(name).run(client)
+        except UnknownGroup as error:
+            ended[name] = error
+
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=SHARDS)
+        await send(queue, 20)
+        async with anyio.create_task_group() as tasks:
+            for name in ("one", "two"):
+                tasks.start_soon(run, client, name)
+
+            async def shared() -> bool:
+                return set((await owners(queue)).values()) == {"one", "two"} and len(seen) == 20
+
+            await until(shared, 20, "both workers to have shards")
+            await queue.delete_group(GROUP, force=True)
+            await until(lambda: len(ended) == 2, 20, "both workers to end")
+        for error in ended.values():
+            assert f"group '{GROUP}' of queue '{queue_name}' was deleted" in str(error)
+        assert await queue.groups() == [], "nobody opened it again"
+        await send(queue, 20)
+        async with running(client, made("three")):
+            await until(lambda: len(seen) >= 40, 20, "a worker that comes later to begin anew")
+            await until(lambda: drained(queue), 20, "an empty backlog")
+        assert ended.keys() == {"one", "two"}
 
 
 @pytest.mark.parametrize("deleted", range(SHARDS + 1))

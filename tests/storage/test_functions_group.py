@@ -9,6 +9,7 @@ import pytest
 from shardq.core.intake import pack_progress
 from shardq.core.session import FIRST
 from shardq.ops.local_cluster import LocalCluster
+from shardq.storage import groups
 from shardq.storage.groups import Done, Start
 from tests.storage.group_rig import GroupRig, checked_rig
 
@@ -241,3 +242,26 @@ async def test_an_entry_that_was_erased_is_no_backlog_of_a_group_that_begins_bef
     await shard.finish(owner, await shard.fetch(owner))
     assert await shard.backlog() == 0
     assert (await shard.counters()).foreign == (0 if erased == 2 else 1)
+
+
+async def test_a_deletion_is_noted_until_the_group_is_opened_again_or_an_hour_is_over(shard: GroupRig) -> None:
+    async def noted() -> bool:
+        return await groups.was_deleted(shard.pipes, shard.shard, "g")
+
+    async def tidy() -> None:
+        own = shard.shard
+        await shard.call("tidy", [own.stream, own.meta, own.expiring, own.timed])
+
+    await groups.delete_group(shard.pipes, shard.shard, "g", force=False)
+    assert not await noted(), "it was never there"
+    await shard.open()
+    await groups.delete_group(shard.pipes, shard.shard, "g", force=False)
+    assert await noted()
+    await shard.open()
+    assert not await noted()
+    await groups.delete_group(shard.pipes, shard.shard, "g", force=False)
+    await tidy()
+    assert await noted()
+    await shard.command("HINCRBY", shard.shard.meta, "gone:g", -3_601_000)
+    await tidy()
+    assert not await noted()

@@ -140,6 +140,8 @@ local function append_prune(meta, now)
     if string.sub(name, 1, 2) == 'p:' and not kept then
       local ms = tonumber(string.match(value, '(%d+)%-%d'))
       if ms and ms + PRODUCER_IDLE_MS < now then redis.call('HDEL', meta, name) end
+    elseif string.sub(name, 1, 5) == 'gone:' and (natural(value) or 0) + PRODUCER_IDLE_MS < now then
+      redis.call('HDEL', meta, name) -- no worker of a group that was deleted then can run still
     end
   end
 end

@@ -154,6 +154,7 @@ local function open_group(keys, args)
     'retried', '0', 'dead', '0', 'replayed', '0', 'foreign', '0', 'lost', '0', 'given_up', '0', 'later_next', '1')
   local none = {acked = 0, dead = 0, replayed = 0, foreign = 0}
   local backlog = group_begin(keys, args[1], state, group_place(keys[1], state, start, index), none)
+  redis.call('HDEL', keys[2], 'gone:' .. args[1])
   redis.call('HSET', keys[2], 'groups', state.groups == '' and args[1] or (state.groups .. ' ' .. args[1]))
   return {'CREATED', decimal(backlog)}
 end
@@ -212,7 +213,8 @@ local function reset_group(keys, args)
   return {'OK', backlog}
 end
 
--- delete_group: takes a group off the shard, with all it has there.
+-- delete_group: takes a group off the shard, with all it has there, and notes in meta when ('gone:<group>'): a worker that
+-- runs must tell it from a loss, after which it would open the group again.
 -- KEYS   1 stream   2 meta   3 group hash   4 dead letters   5 later   6 kept
 -- ARGV   1 group   2 '1' also when the lease is held   3 bell channel
 -- reply  {'OK'} | {'HELD', owner}: nothing was done | {'ABSENT'} no such group here
@@ -231,6 +233,7 @@ local function delete_group(keys, args)
       if name ~= args[1] then others[#others + 1] = name end
     end
     redis.call('HSET', keys[2], 'groups', table.concat(others, ' '))
+    if lease.epoch then redis.call('HSET', keys[2], 'gone:' .. args[1], decimal(now_ms())) end
     group_trim(keys[1], keys[2])
   end
   if gone == 0 then return {'ABSENT'} end
