@@ -12,11 +12,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
+import anyio
 import pytest
+import trustme
 
+import shardq
 from shardq.cli.app import COMMANDS, run
 from shardq.storage.nodes import free_ports, node_info
+from tests.security.tls import make_files, speaks_tls
 
 HOST = "127.0.0.1"
 READY_WITHIN_S = 60.0
@@ -28,9 +33,9 @@ def start_up(server_binary: Path, tmp_path: Path) -> Iterator[Start]:
     """Starts `shardq up` with these arguments; its temporary files go where the test can look at them."""
     running: list[subprocess.Popen[str]] = []
 
-    def start(*arguments: str) -> subprocess.Popen[str]:
+    def start(*arguments: str, **variables: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "shardq", "up", "--server-binary", str(server_binary), *arguments]
-        environment = {**os.environ, "TMPDIR": str(tmp_path)}
+        environment = {**os.environ, "TMPDIR": str(tmp_path), **variables}
         process = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
@@ -112,6 +117,64 @@ def test_sigkill_of_the_parent_leaves_no_server(start_up: Start) -> None:
     process.kill()
     process.wait(timeout=10)
     wait_until_gone(pids)
+
+
+PASSWORD = "p%s w/#rd"
+
+
+def test_a_password_and_tls(start_up: Start, tmp_path: Path, server_binary: Path) -> None:
+    """The URL holds for clients that put the password in, and no other client gets in."""
+    assert speaks_tls(server_binary)
+    port, files = free_ports(HOST, 2)[0], make_files(tmp_path, "up", trustme.CA(), HOST)
+    tls = ["--tls-cert", files.certificate, "--tls-key", files.key, "--tls-ca", files.authority]
+    process = start_up(
+        "--port", str(port), "--masters", "1", "--replicas", "1", "--password-env", "SECRET", *map(str, tls),
+        SECRET=PASSWORD,
+    )  # fmt: skip
+    url = first_line(process).strip()
+    assert url.startswith(f"rediss://{HOST}:{port}?ssl_ca_certs=")
+    with_password = url.replace("://", f"://:{quote(PASSWORD, safe='')}@")
+
+    async def send() -> str:
+        async with shardq.connect(with_password) as client:
+            assert client.confirm(None) is not None, "the replica is linked"
+            queue = await client.queue("q", shards=1)
+            async with queue.producer() as producer:
+                await producer.send("x")
+            return str([message.value async for message in queue.history()])
+
+    assert anyio.run(send) == "['x']"
+    for refused, error in (
+        (url, shardq.AuthenticationFailed),
+        (url.partition("?")[0].replace("rediss", "redis"), shardq.StoreError),
+    ):
+
+        async def connect(refused: str = refused) -> None:
+            async with shardq.connect(refused):
+                pass
+
+        with pytest.raises(error):
+            anyio.run(connect)
+    process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stdout) == (0, "")
+    assert "password of $SECRET" in stderr
+    assert PASSWORD not in url + stderr
+
+
+def test_files_and_passwords_that_are_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    (tmp_path / "cert.pem").touch()
+    try:
+        assert run(["up", "--password-env", "NO_SUCH_VARIABLE"]) == 1
+        assert "NO_SUCH_VARIABLE is not set" in capsys.readouterr().err
+        assert run(["up", "--tls-cert", str(tmp_path / "cert.pem")]) == 2
+        assert "name all three files" in capsys.readouterr().err
+        assert run(["up", "--tls-key", "/nowhere/key.pem"]) == 2
+        assert "does not exist" in capsys.readouterr().err
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def test_a_server_that_dies_is_named(start_up: Start) -> None:
