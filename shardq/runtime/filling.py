@@ -156,7 +156,7 @@ class Filler:
             size = records.value_bytes(value)
         ranges = self._ranges
         equal = ranges.equal
-        if type(key) is str:
+        if type(key) is str:  # as shard_of does, but encoded once, and without a call for each message
             try:
                 raw = key.encode()
             except UnicodeEncodeError as error:
@@ -198,7 +198,8 @@ class Filler:
     def _stage(self, pairs: Iterator[tuple[Key, Any]], now_ms: int, room: int) -> int:
         """Takes pairs until they are more than `room` bytes; the room left, which every message makes less.
 
-        The hot loop: nothing is done for a message that can be done once for a shard.
+        The hot loop: nothing is done for a message that can be done once for a shard, and what core/hashing.py does is
+        written out.
         """
         staged, ranges = self._staged, self._ranges
         equal, near, shift, index_for = ranges.equal, ranges.near, ranges.shift, ranges.index_for

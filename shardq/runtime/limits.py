@@ -28,6 +28,7 @@ from shardq.core.meters import GroupMeters
 from shardq.errors import CorruptData, StoreError
 from shardq.runtime.outages import Outages
 from shardq.runtime.settings import WorkerSettings
+from shardq.runtime.waker import Signal
 from shardq.storage import limits
 from shardq.storage.keys import Keys
 from shardq.storage.pipes import Pipes
@@ -203,13 +204,13 @@ class Limits:
         """From now on the shard's messages wait for their keys' limit before they are ready."""
         if self._key_limit is None:
             return
-        changed = _Signal()
+        changed = Signal()
         gate = KeyGate(self._runners.admit, shard.behind, monotonic, changed.set)
         shard.guard(gate, changed.set)
         self._gates[gate] = None
         self._tasks.start_soon(self._serve_gate, shard, gate, changed, self._key_limit)
 
-    async def _serve_gate(self, shard: OwnedShard, gate: KeyGate, changed: _Signal, limit: Limit) -> None:
+    async def _serve_gate(self, shard: OwnedShard, gate: KeyGate, changed: Signal, limit: Limit) -> None:
         try:
             while not shard.lost:
                 changed.clear()
@@ -219,8 +220,7 @@ class Limits:
                 elif not shard.draining and (asked := gate.asks()):
                     await self._ask_keys(shard, gate, limit, asked)
                     continue
-                with anyio.move_on_after(max(pause, SHORTEST_PAUSE_S)):
-                    await changed.wait()
+                await changed.wait(max(pause, SHORTEST_PAUSE_S))
         finally:
             gate.clear()
             del self._gates[gate]
@@ -256,19 +256,3 @@ class Limits:
             # One that was put back once waits there, or it would be among those that hold back others as suspects.
             if last_s > PUT_BACK_AFTER_S and (crowded or (gate.waits_again(lane) and not grant.given)):
                 shard.postpone(gate.take_out(lane), wait_s)
-
-
-class _Signal:
-    """An event that can be cleared."""
-
-    def __init__(self) -> None:
-        self._event = anyio.Event()
-
-    def set(self) -> None:
-        self._event.set()
-
-    def clear(self) -> None:
-        self._event = anyio.Event()
-
-    async def wait(self) -> None:
-        await self._event.wait()

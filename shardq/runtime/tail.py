@@ -114,17 +114,17 @@ class _Coming:
     def __init__(self, queue: Queue, shards: Sequence[int]) -> None:
         self._queue, self._known = queue, set(queue.shards)
         self._followed = [queue.table.by_id[shard] for shard in shards]
-        self._due = anyio.current_time() + RESHARD_POLL_S
+        self._due = monotonic() + RESHARD_POLL_S
 
     async def shards(self) -> list[int]:
         """Those that are new since the last time."""
-        if anyio.current_time() < self._due:
+        if monotonic() < self._due:
             return []
         try:
             await self._queue.refresh()
         except (StoreError, UnknownQueue):
             pass  # what is followed is followed on: a master may be away, the queue be deleted and declared again
-        self._due = anyio.current_time() + RESHARD_POLL_S
+        self._due = monotonic() + RESHARD_POLL_S
         new = [shard for shard in self._queue.table.by_id.values() if shard.id not in self._known]
         self._known.update(self._queue.shards)
         mine = [shard for shard in new if any(shard.overlaps(each) for each in self._followed)]

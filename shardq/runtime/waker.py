@@ -31,3 +31,25 @@ class Waker:
             self._waiting = None
             if timer is not None:
                 timer.cancel()
+
+
+class Signal(Waker):
+    """A Waker that keeps what happened, from `clear` on, until the wait."""
+
+    __slots__ = ("_happened",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._happened = False
+
+    def set(self) -> None:
+        self._happened = True
+        super().set()
+
+    def clear(self) -> None:
+        self._happened = False
+
+    async def wait(self, within_s: float = float("inf")) -> None:
+        """Not at all when `set` was called since `clear`."""
+        if not self._happened:
+            await super().wait(within_s)

@@ -241,6 +241,43 @@ def test_a_readme_without_its_lines_is_left_alone(folder: Path, capsys: pytest.C
     assert (folder / "README.md").read_text() == "# How fast\n"
 
 
+FRONT = f"# The project\n\n{report.FRONT_BEGIN}\nold\n{report.FRONT_END}\n\nAfter.\n"
+SIDES = {"shardq": [900.0, 1000.0, 1100.0], "redis-benchmark": [500.0], "redis-py": [50.0]}
+OF_SENDING = replace(FLAT, samples=SIDES, sizes={"shards": 12, "value_bytes": 100, "keys": 10_000})
+
+
+def test_what_the_project_says_of_speed_is_what_was_measured(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    front = tmp_path / "FRONT.md"
+    front.write_text(FRONT)
+    save(OF_SENDING)
+    assert report.report(folder, check=False, front=front) == 0
+    text = " ".join(front.read_text().split())
+    for said in ("on 2 cores", "Redis 7.0.15, 12 shards, 100-byte values, 10,000 keys", "sends 1,000 messages a second",
+                 "2 times redis-benchmark", "20 times redis-py"):  # fmt: skip
+        assert said in text, text
+    assert text.startswith("# The project")
+    assert text.endswith("After.")
+    assert all(len(line) <= 120 for line in front.read_text().splitlines())
+    assert report.report(folder, check=True, front=front) == 0
+    front.write_text(front.read_text().replace("1,000 messages", "1,001 messages"))
+    assert report.report(folder, check=True, front=front) == 1
+    assert "FRONT.md; run `python -m benchmarks.report`" in capsys.readouterr().err
+    front.write_text("no lines")
+    assert report.report(folder, check=False, front=front) == 2
+    assert front.read_text() == "no lines"
+
+
+def test_a_try_out_or_a_missing_side_is_no_figure_of_the_project(folder: Path, tmp_path: Path) -> None:
+    front = tmp_path / "FRONT.md"
+    front.write_text(FRONT)
+    save(OF_SENDING, scale=0.2)
+    save(FLAT, server="Redis 8.2.3")
+    assert report.report(folder, check=False, front=front) == 0
+    assert "Nothing has been measured yet." in front.read_text()
+
+
 def test_rounding_never_turns_a_miss_into_a_hit() -> None:
     assert apart(2.4996, 2.5) == "2.4996"
     assert apart(2.5, 2.5) == "2.5"
@@ -278,6 +315,6 @@ def test_make_bench_measures_and_reports() -> None:
 
 def test_the_readme_here_is_of_the_results_here() -> None:
     """`python -m benchmarks.report` was run after the last measurement; see there what differs."""
-    assert report.report(report.HERE, check=True) == 0
+    assert report.report(report.HERE, check=True, front=report.FRONT) == 0
     results = load(report.HERE / "results")
     assert document(results, list(charts(results))) in (report.HERE / "README.md").read_text(encoding="utf-8")

@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from shardq.core import records
+from shardq.core.hashing import key_hash
 from shardq.core.records import Key
 from shardq.core.routing import RoutingTable, Shard
 from shardq.errors import InvalidKey, InvalidValue, MessageTooLarge
@@ -85,6 +86,19 @@ async def test_a_table_that_is_not_an_equal_cut_is_followed() -> None:
         own = [key for key, _ in given if sent.filler.shard_of(key) is shard]
         assert shard.open.keys == own
         assert own
+
+
+@pytest.mark.parametrize("table", [None, RoutingTable(2, (Shard(7, 0, 1 << 29), Shard(9, 1 << 29, 1 << 32)))])
+async def test_what_is_written_out_for_speed_hashes_as_the_hash_does(table: RoutingTable | None) -> None:
+    keys = [prefix * number for number in range(1, 40) for prefix in ("k", "\u00e9", "\u65e5", "\U0001f4a1", "\0")]
+    one, many = Sent(5, WIDE, table), Sent(5, WIDE, table)
+    fill(many, iter([(key, b"v") for key in keys]))
+    for key in keys:
+        one.filler.put_one(key, b"v")
+        wanted = one.table.index_for(key_hash(key))
+        assert one.shards[wanted].open.keys[-1] == key
+        assert key in many.shards[wanted].open.keys
+        assert key_hash(key) == key_hash(key.encode())
 
 
 async def test_batches_hold_no_more_bytes_than_one_message_over_the_limit() -> None:

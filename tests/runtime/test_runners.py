@@ -20,7 +20,7 @@ from shardq.runtime import runners
 from shardq.runtime.runners import MessageRunners
 from shardq.runtime.settings import WorkerSettings
 from shardq.runtime.shard import OwnedShard
-from shardq.runtime.waker import Waker
+from shardq.runtime.waker import Signal, Waker
 from shardq.storage.keys import ShardKeys
 
 pytestmark = pytest.mark.anyio
@@ -124,6 +124,25 @@ async def test_a_waker_ends_a_wait_once_and_at_its_time() -> None:
         await waker.wait()
     assert limit.cancelled_caught
     waker.set()
+
+
+async def test_a_signal_keeps_what_came_before_the_wait() -> None:
+    signal = Signal()
+    with anyio.fail_after(30):
+        signal.set()
+        await signal.wait()
+        await signal.wait()
+        signal.clear()
+        await signal.wait(0.01)
+        signal.clear()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(signal.wait)
+            await anyio.lowlevel.checkpoint()
+            signal.set()
+    signal.clear()
+    with anyio.move_on_after(0.01) as limit:
+        await signal.wait()
+    assert limit.cancelled_caught
 
 
 async def test_whoever_is_woken_handles_something_however_long_a_turn_of_the_loop_is(

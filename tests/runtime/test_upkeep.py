@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -152,10 +153,18 @@ async def test_delayed_messages_that_were_left_behind_are_moved(
 async def test_the_bell_is_enough(client: shardq.Client, queue_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     queue = await client.queue(queue_name, shards=1)
     monkeypatch.setattr(upkeep, "LOOK_EVERY_S", 1000)
+    rests: list[float] = []
+
+    def uniform(low: float, high: float) -> float:
+        if high == 1.0:  # it draws how long it rests, and not when it looks after old shards again
+            rests.append(high)
+        return high
+
+    monkeypatch.setattr(upkeep, "random", SimpleNamespace(uniform=uniform))
     clerk = Clerk(queue_name)
     async with at_work(client, clerk):
         await until(lambda: owned_by_somebody(queue), 20, "an owner")
-        await anyio.sleep(0.2)  # the only look is over
+        await until(lambda: bool(rests), 20, "the only look to be over")
         await queue.split_all()
         await send(queue, 0)
         await until(lambda: clerk.total == 3 * len(KEYS), 20, "all to be handled")
