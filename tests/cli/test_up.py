@@ -122,7 +122,7 @@ def test_sigkill_of_the_parent_leaves_no_server(start_up: Start) -> None:
 PASSWORD = "p%s w/#rd"
 
 
-@pytest.mark.server_kinds("redis7", "valkey9")  # the other one here was built without TLS
+@pytest.mark.server_kinds("redis7")  # those of the wheels are built without TLS
 def test_a_password_and_tls(start_up: Start, tmp_path: Path) -> None:
     """The URL holds for clients that put the password in, and no other client gets in."""
     port, files = free_ports(HOST, 2)[0], make_files(tmp_path, "up", trustme.CA(), HOST)
