@@ -18,10 +18,11 @@ from typing import Any
 
 from anyio import to_thread
 
+from benchmarks import harness
 from benchmarks.harness import Curve, Goal, Options, Result, Say, Side
 from shardq.ops import bench_peers
 from shardq.ops.bench_peers import GROUP, Counted, Peers, Setting
-from shardq.ops.bench_shardq import VALUE_BYTES, Pairs, Shardq, check_count
+from shardq.ops.bench_shardq import KEYS, VALUE_BYTES, Pairs, Shardq, check_count
 from shardq.runtime.client import Client, connect
 from shardq.runtime.queue import Queue
 
@@ -122,6 +123,26 @@ async def rig(url: str, options: Options, say: Say, shards: int = SHARDS) -> Asy
             yield Rig(url, prefix, client, peers, options, say)
     finally:
         peers.close()
+
+
+async def sending(
+    title: str,
+    options: Options,
+    say: Say,
+    make_sides: Callable[[Rig], Awaitable[list[Side]]],
+    sizes: Mapping[str, Any],
+    *,
+    replicas: int = 0,
+) -> Result:
+    """Rates, and the CPU a message took, of sides that send in turn to one cluster with so many replicas a master."""
+    with harness.cluster(options, replicas=replicas) as cluster:
+        async with rig(cluster.url, options, say) as one:
+            sides = await make_sides(one)
+            samples = await harness.alternate(sides, options.rounds, say)
+            figures = {"cpu_us_per_message": one.cpu_figures()}
+    commands = {side.name: side.command for side in sides}
+    common = {"value_bytes": VALUE_BYTES, "keys": KEYS, "shards": SHARDS}
+    return Result(title, "messages/s", samples, commands, sizes={**sizes, **common}, figures=figures)
 
 
 async def send_all(queue: Queue, pairs: Pairs, **producer: Any) -> Counted:

@@ -6,9 +6,9 @@ import re
 
 from benchmarks import harness
 from benchmarks.harness import Options, Result, Say, Side
-from benchmarks.rig import SHARDS, Rig, at_least, rig, send_all
+from benchmarks.rig import Rig, at_least, send_all, sending
 from shardq.ops.bench_peers import Counted
-from shardq.ops.bench_shardq import KEYS, VALUE_BYTES, make_pairs
+from shardq.ops.bench_shardq import make_pairs
 
 MESSAGES = {"leader": 500_000, "replica": 500_000, "fsync": 48_000}
 
@@ -16,31 +16,18 @@ MESSAGES = {"leader": 500_000, "replica": 500_000, "fsync": 48_000}
 async def measure(options: Options, say: Say) -> Result:
     kinds = [kind for kind in MESSAGES if kind != "fsync" or has_fsync(harness.server_version(options.server))]
     counts = {kind: options.count(MESSAGES[kind], 1000) for kind in kinds}
-    with harness.cluster(options, replicas=1) as cluster:
-        async with rig(cluster.url, options, say) as one:
-            sides = [send_side(one, kind, count) for kind, count in counts.items()]
-            samples = await harness.alternate(sides, options.rounds, say)
-            figures = {"cpu_us_per_message": one.cpu_figures()}
-    result = Result(
-        "Sending by durability, messages a second",
-        "messages/s",
-        samples,
-        {side.name: side.command for side in sides},
-        sizes={
-            "messages": counts,
-            "value_bytes": VALUE_BYTES,
-            "keys": KEYS,
-            "shards": SHARDS,
-            "masters": 3,
-            "replicas": 3,
-        },
-        figures=figures,
-    )
+
+    async def sides(one: Rig) -> list[Side]:
+        return [send_side(one, kind, count) for kind, count in counts.items()]
+
+    sizes = {"messages": counts, "masters": 3, "replicas": 3}
+    title = "Sending by durability, messages a second"
+    result = await sending(title, options, say, sides, sizes, replicas=1)
     result.goals.append(at_least(result, "replica", 0.7, "leader"))
     result.notes.append("The CPU of servers is that of the masters alone, without their replicas.")
     result.notes.append(
         "fsync waits for the disks of a master and its replica, with appendfsync everysec: it has no goal."
-        if "fsync" in samples
+        if "fsync" in result.samples
         else "This server has no WAITAOF (Redis 7.2 and Valkey have): no fsync."
     )
     return result

@@ -6,12 +6,11 @@ from time import perf_counter
 
 import anyio
 
-from benchmarks import harness
 from benchmarks.harness import Options, Result, Say, Side
-from benchmarks.rig import NO_REDIS_BENCHMARK, SHARDS, Rig, appended, at_least, curve, rig
+from benchmarks.rig import NO_REDIS_BENCHMARK, Rig, appended, at_least, curve, sending
 from shardq.ops.bench import BENCHMARK_SHARE
 from shardq.ops.bench_peers import Counted
-from shardq.ops.bench_shardq import KEYS, VALUE_BYTES, Pairs, make_pairs
+from shardq.ops.bench_shardq import Pairs, make_pairs
 from shardq.runtime.producer import Producer
 
 MESSAGES = {10: 50_000, 100: 150_000, 1000: 300_000}  # about a second and a half each
@@ -20,24 +19,17 @@ BENCHMARK_MESSAGES = 500_000 * BENCHMARK_SHARE
 
 async def measure(options: Options, say: Say) -> Result:
     counts = {tasks: options.count(full, tasks) for tasks, full in MESSAGES.items()}
-    with harness.cluster(options) as cluster:
-        async with rig(cluster.url, options, say) as one:
-            sides = [send_side(one, tasks, make_pairs(count)) for tasks, count in counts.items()]
-            benchmark = await one.redis_benchmark(options.count(BENCHMARK_MESSAGES, 10_000))
-            sides += [benchmark] if benchmark is not None else []
-            samples = await harness.alternate(sides, options.rounds, say)
-            figures = {"cpu_us_per_message": one.cpu_figures()}
-    result = Result(
-        "`await send()` from many tasks, messages a second",
-        "messages/s",
-        samples,
-        {side.name: side.command for side in sides},
-        sizes={"messages": counts, "value_bytes": VALUE_BYTES, "keys": KEYS, "shards": SHARDS},
-        figures=figures,
-    )
+
+    async def sides(one: Rig) -> list[Side]:
+        benchmark = await one.redis_benchmark(options.count(BENCHMARK_MESSAGES, 10_000))
+        own = [send_side(one, tasks, make_pairs(count)) for tasks, count in counts.items()]
+        return own + ([benchmark] if benchmark is not None else [])
+
+    title = "`await send()` from many tasks, messages a second"
+    result = await sending(title, options, say, sides, {"messages": counts})
     lines = {"send": [(float(tasks), name_of(tasks)) for tasks in counts]}
     result.curves.append(curve("`await send()` by tasks", "tasks", "messages/s", result, lines))
-    if "redis-benchmark" in samples:
+    if "redis-benchmark" in result.samples:
         result.goals.append(at_least(result, name_of(1000), 0.3, "redis-benchmark"))
     else:
         result.notes.append(NO_REDIS_BENCHMARK)

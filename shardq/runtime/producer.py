@@ -86,7 +86,7 @@ class Producer:
         self.id = secrets.token_hex(8)
         self._choose = confirm if callable(confirm) else None
         self._confirm = None if callable(confirm) else confirm
-        self._falls = cluster.replicas.falls
+        self._falls = 0
         self.compression = compression
         self._values = values
         self._job_ms = int(JOB_KEEP_S * 1000) if jobs else 0
@@ -163,9 +163,10 @@ class Producer:
         """What its batches wait for. The default is looked at anew while there is no replica to wait for, so that a
         producer opened while replicas were away does not go without them for ever; it goes back only when nodes were
         forgotten, which an operator does."""
-        falls = self._cluster.replicas.falls
-        if self._choose is not None and (self._confirm is None or falls != self._falls):
-            self._confirm, self._falls = self._choose(), falls
+        if self._choose is not None:
+            falls = self._cluster.replicas.falls
+            if self._confirm is None or falls != self._falls:
+                self._confirm, self._falls = self._choose(), falls
         return self._confirm
 
     @property

@@ -16,6 +16,7 @@ import pytest
 
 import shardq
 from shardq.core.servers import nodes_away
+from shardq.ops.exporter import QueueReader
 from shardq.ops.local_cluster import LocalCluster, LocalServer
 from shardq.runtime import client as client_module
 from shardq.runtime import grants
@@ -88,12 +89,14 @@ async def test_replicas_that_are_gone_for_good_are_waited_for_until_they_are_for
         async with queue.producer(delivery_timeout=2.5) as producer:
             with pytest.raises(shardq.StoreTimeout, match="CLUSTER FORGET"):
                 await producer.send("x", key="k")
+            assert (await QueueReader(client, 0.0).snapshot()).nodes_away == 3
             for server in masters:
                 for name in names:
                     node_command(server.host, server.port, "CLUSTER", "FORGET", name)
             await until(lambda: client.confirm(None) is None, 30, "the client to see it")
             assert not waits(producer)
             await producer.send("y", key="k")
+        assert (await QueueReader(client, 0.0).snapshot()).nodes_away == 0
         assert "were forgotten" in caplog.text
         with pytest.raises(shardq.UsageError, match="add replicas"):
             queue.producer(durability="replica")

@@ -40,6 +40,8 @@ def failed(cluster: ClusterFacts, _limits: Limits) -> Iterator[Finding]:
             what = f"the others {'see it as failed' if 'fail' in node.flags else 'do not hear from it'}"
             if serves:
                 what += f"; {node.slots} slots are away with it"
+            else:
+                what += "; it counts as a replica, and sends with durability='replica' may wait for it"
             do = "start it; one that is gone for good: CLUSTER FORGET on every node"
             yield Finding(level, "cluster.node_failed", node.name, what, do)
 
