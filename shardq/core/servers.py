@@ -5,6 +5,7 @@ The connection refuses a server for `refusals` (storage/safety.py); `shardq doct
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -124,6 +125,14 @@ def nodes_away(text: str) -> int:
         if known:  # and without a ninth part, which would be a slot
             away += parts[7] == "disconnected" or "fail" in parts[2]  # fail and fail? alike
     return away
+
+
+def replicas_listed(text: str) -> int:
+    """How many replicas CLUSTER NODES lists for the master that has fewest, whatever state they are in: one that reads
+    its data after a restart is neither away nor connected."""
+    nodes = parse_nodes(text, "")
+    replicas = Counter(node.master_id for node in nodes if "slave" in node.flags)
+    return min((replicas[node.id] for node in nodes if node.is_master and node.slots), default=0)
 
 
 def _listed(parts: list[str], asked_host: str) -> ListedNode:

@@ -34,7 +34,7 @@ from redis.exceptions import (
 from redis.maint_notifications import MaintNotificationsConfig
 
 from shardq.core.backoff import backoff_s
-from shardq.core.servers import nodes_away
+from shardq.core.servers import nodes_away, replicas_listed
 from shardq.errors import StoreRefused, StoreTimeout, StoreUnavailable, UsageError
 from shardq.storage import topology
 from shardq.storage.address import HOW, parse
@@ -258,7 +258,8 @@ class Cluster:
         for node in self.primaries():
             (reply,) = await self.exchange(node, [Packed(_NODES)], within_s=REFRESH_ASK_S)
             if isinstance(reply, bytes):
-                self.replicas.see_away(nodes_away(reply.decode(errors="replace")))
+                text = reply.decode(errors="replace")
+                self.replicas.see_listed(nodes_away(text), replicas_listed(text))
                 return
 
     async def count_replicas(self) -> bool:

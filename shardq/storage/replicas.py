@@ -1,9 +1,10 @@
 """How many replicas a write can wait for: those that are seen, and nodes that are away and may come back. Asks nobody
 itself.
 
-A node that is down stays in the cluster's list until somebody forgets it (CLUSTER FORGET), and counts as a replica: a
-client that comes while the cluster comes back must not take it for one without replicas. So the count falls only when
-nodes are forgotten, and then only when two looks in a row say so: one alone may have met a cluster that changes.
+A node that is down, or reads its data after a restart, stays in the cluster's list until somebody forgets it (CLUSTER
+FORGET), and counts as a replica: a client that comes while the cluster comes back must not take it for one without
+replicas. So the count falls only when nodes are forgotten, and then only when two looks in a row say so: one alone may
+have met a cluster that changes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ class Replicas:
         self._known: dict[str, int] = {}
         self._count = 0
         self._fewer_before: int | None = None
+        self._listed: int | None = None
 
     @property
     def count(self) -> int:
@@ -42,14 +44,18 @@ class Replicas:
         self._told[master] = count
         self._rise()
 
-    def see_away(self, away: int) -> None:
-        self.away = away
+    def see_listed(self, away: int, listed: int) -> None:
+        """What the cluster's own list says: nodes that are away, and replicas of the master that has fewest. Without it
+        nothing is known of nodes that were forgotten."""
+        self.away, self._listed = away, listed
         self._rise()
 
     def looked(self) -> bool:
         """A look at all of it is over; true when the count fell."""
         self.unconfirmed = False
-        seen, before = self._seen(), self._fewer_before
+        if self._listed is None:
+            return False
+        seen, before = max(self._seen(), self._listed), self._fewer_before
         self._fewer_before = seen if seen < self._count else None
         if self._fewer_before is None or before is None:
             return False

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from shardq.core.findings import LEVELS, Finding, in_order, is_fine
-from shardq.core.servers import fixed_version, nodes_away, parse_info, parse_nodes, refusals, version_of
+from shardq.core.servers import (
+    fixed_version,
+    nodes_away,
+    parse_info,
+    parse_nodes,
+    refusals,
+    replicas_listed,
+    version_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +101,20 @@ def test_nodes_that_are_away() -> None:
     for line, away in lines.items():
         assert nodes_away(line) == away, line
     assert nodes_away("\n".join(lines)) == 4
+
+
+def test_replicas_that_are_listed_in_whatever_state() -> None:
+    masters = [
+        "aa 10.0.0.1:7000@17000 myself,master - 0 0 1 connected 0-100",
+        "bb 10.0.0.2:7000@17000 master,fail - 0 0 1 disconnected 101-200",
+        "cc 10.0.0.3:7000@17000 master - 0 0 1 connected",
+    ]
+    own = ["dd 10.0.0.4:7000@17000 slave aa 0 1 1 connected", "ee 10.0.0.4:7001@17000 slave,fail aa 0 1 1 disconnected"]
+    other = "ff 10.0.0.4:7002@17000 slave,fail bb 0 1 1 disconnected"
+    assert replicas_listed("\n".join([*masters, *own])) == 0, "bb has none; cc has no slots"
+    assert replicas_listed("\n".join([*masters, *own, other])) == 1
+    assert replicas_listed("\n".join([masters[0], *own])) == 2
+    assert replicas_listed("broken line\n") == 0
 
 
 def test_the_worst_comes_first() -> None:

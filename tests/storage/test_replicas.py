@@ -11,10 +11,12 @@ def test_a_replica_that_dies_counts_on_and_one_that_is_forgotten_does_not() -> N
     replicas.see({"a": 1, "b": 1})
     assert (replicas.count, replicas.in_doubt) == (1, False)
     replicas.see({"a": 1, "b": 0})
-    replicas.see_away(1)
+    replicas.see_listed(1, 1)
     assert (replicas.count, replicas.in_doubt) == (1, True)
     assert [replicas.looked() for _ in range(3)] == [False] * 3, "it is listed, so it may come back"
-    replicas.see_away(0)
+    replicas.see_listed(0, 1)
+    assert [replicas.looked() for _ in range(3)] == [False] * 3, "it reads its data, and will be back"
+    replicas.see_listed(0, 0)
     assert [replicas.looked(), replicas.count] == [False, 1], "one look alone may have met a change"
     assert [replicas.looked(), replicas.count, replicas.falls] == [True, 0, 1]
     assert replicas.looked() is False
@@ -26,6 +28,8 @@ def test_the_second_look_must_say_so_too() -> None:
     replicas = Replicas()
     replicas.see({"a": 2})
     replicas.see({"a": 0})
+    assert [replicas.looked() for _ in range(3)] == [False] * 3, "nobody has shown the list"
+    replicas.see_listed(0, 0)
     assert not replicas.looked()
     replicas.see({"a": 2})
     assert not replicas.looked()
@@ -43,6 +47,7 @@ def test_what_a_master_says_counts_beside_the_topology() -> None:
     replicas.see({"a": 0})
     assert replicas.count == 1
     replicas.tell("a", 0)
+    replicas.see_listed(0, 0)
     assert (replicas.count, replicas.in_doubt) == (1, True)
     assert [replicas.looked(), replicas.looked(), replicas.count] == [False, True, 0]
 
