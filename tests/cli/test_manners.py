@@ -67,14 +67,14 @@ GIVEN = {
     "top": [],
     "doctor": [],
     "install": [],
-    "exporter": ["--port", "0"],
     "console": ["--port", "0"],
     "bench produce": [],
     "bench consume": [],
 }
 # These take signals or stdin over, so they get a process of their own; the others share this one, which is quicker.
-ALONE = {"archive", "console", "coordinator", "exporter", "tail", "top", "produce", "bench produce", "bench consume"}
+ALONE = {"archive", "console", "coordinator", "tail", "top", "produce", "bench produce", "bench consume"}
 NO_CLUSTER = {"demo", "up", "acl", "completion", "work"}
+WAITS = {"exporter"}  # for its cluster: tests/ops/test_exporter.py
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -101,7 +101,7 @@ def test_an_unknown_option_is_one_line_and_status_2(name: str, capfd: pytest.Cap
     assert captured.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", sorted(LEAVES.keys() - NO_CLUSTER))
+@pytest.mark.parametrize("name", sorted(LEAVES.keys() - NO_CLUSTER - WAITS))
 def test_no_cluster_is_one_line_and_status_1(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
