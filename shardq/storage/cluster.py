@@ -214,14 +214,15 @@ class Cluster:
 
     async def connect(self) -> None:
         """Reads the topology; raises StoreUnavailable when no node of the URL answers."""
+        where = self.startup_addresses()  # which a reading that fails may leave empty
         try:
             with anyio.fail_after(CONNECT_TIMEOUT_S * 2):
                 # Not the client's own initialize: that also runs COMMAND, which few ACL users may and we don't need.
                 await self._nodes.initialize()
             self.topology_version += 1
         except (RedisError, RedisClusterException, OSError, TimeoutError, *NO_REPLY) as error:
-            msg = f"no cluster node answers at {self.startup_addresses()}: is it up, and the address right?"
-            raise refused_topology(error, self.startup_addresses()) or StoreUnavailable(msg) from None
+            msg = f"no cluster node answers at {where}: is it up, and the address right?"
+            raise refused_topology(error, where) or StoreUnavailable(msg) from None
 
     async def aclose(self) -> None:
         # Also when the caller was cancelled: a socket left open is a leak, and closing one takes no time.

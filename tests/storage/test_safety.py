@@ -12,7 +12,7 @@ import pytest
 
 import shardq
 from shardq.errors import AuthenticationFailed, ShardqError, StoreError, StoreUnavailable, UnsafeStore, UsageError
-from shardq.ops.local_cluster import LocalCluster
+from shardq.ops.local_cluster import LocalCluster, LocalServer
 from shardq.storage.nodes import free_ports, node_command
 from shardq.storage.safety import check_info
 
@@ -56,6 +56,20 @@ def plain_server(binary: Path, folder: Path) -> Iterator[int]:
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.anyio
+async def test_a_node_that_has_no_slots_yet_is_named(server_binary: Path, tmp_path: Path) -> None:
+    (port,) = free_ports(HOST, 1)
+    server = LocalServer(server_binary, port, tmp_path / "server", "", {})
+    server.launch()
+    try:
+        server.wait_until_answering(time.monotonic() + WITHIN_S)
+        error = await refused(f"redis://{HOST}:{port}")
+    finally:
+        server.kill()
+    assert isinstance(error, StoreUnavailable)
+    assert f"at {HOST}:{port}" in str(error)
 
 
 @pytest.mark.anyio
