@@ -13,9 +13,10 @@ import shardq
 from shardq.cli.app import run
 from shardq.core import reshard as reshards
 from shardq.ops.console.feed import Reading
-from shardq.ops.exporter import QueueReader, families
+from shardq.ops.exporter import QueueReader
 from shardq.ops.inspect import read_queue
 from shardq.ops.local_cluster import LocalCluster
+from shardq.ops.queue_metrics import families
 from shardq.ops.rates import Look
 from shardq.ops.top.board import Board, Place, rows
 from shardq.ops.waits import in_words, named, waiting_shards, waits_for
