@@ -26,13 +26,13 @@ ASK_MOST = 1000
 
 
 class KeyGate:
-    """`on_ready(message)` is given what may be handled now; `behind(lane)` says how many more of a key wait elsewhere;
+    """`on_ready(message)` is given what may be handled now; `behind(message)` says how many more of its key wait elsewhere;
     `on_change()` is called when something is to be asked or the time of the next look may have changed."""
 
     def __init__(
         self,
         on_ready: Callable[[Message], None],
-        behind: Callable[[str], int],
+        behind: Callable[[Message], int],
         now_s: Callable[[], float],
         on_change: Callable[[], None],
     ) -> None:
@@ -126,7 +126,7 @@ class KeyGate:
             lane = next(iter(self._asks))
             del self._asks[lane]
             if line := self._lines.get(lane):
-                asked.append((lane, key_tag(line[0].key), min(len(line) + self._behind(lane), ASK_MOST)))
+                asked.append((lane, key_tag(line[0].key), min(len(line) + self._behind(line[-1]), ASK_MOST)))
         return asked
 
     def ask_again(self, lanes: Iterable[str]) -> None:

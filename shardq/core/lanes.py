@@ -10,12 +10,10 @@ A str key and a bytes key with the same UTF-8 bytes are one key: they hash to on
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 from typing import Protocol
 
 from shardq.core.message import Message
-from shardq.core.records import Key
 
 
 class Ready(Protocol):
@@ -27,67 +25,76 @@ class Ready(Protocol):
 
 
 class Lanes:
-    """The lanes of one owned shard. `ready` is what several Lanes may share, oldest first."""
+    """The lanes of one owned shard. `ready` is what several Lanes may share, oldest first.
 
-    __slots__ = ("_waiting", "ready")
+    Each message knows the one of its key that waits for it, so a lane is nothing but its newest message: what comes and
+    what is done takes no container, and mostly no look into a dict.
+    """
+
+    __slots__ = ("_newest", "ready")
 
     def __init__(self, ready: Ready) -> None:
         self.ready = ready
-        # None: the key's only message is ready or being handled. A deque: more wait behind it.
-        self._waiting: dict[str, deque[Message] | None] = {}
+        self._newest: dict[str, Message] = {}
 
     def add(self, messages: list[Message]) -> None:
         """Takes messages in, in order."""
-        waiting, ready = self._waiting, self.ready
+        newest, line_up = self._newest, self.ready.append
+        known = newest.get
         for message in messages:
             key = message.key
-            if key is None:
-                ready.append(message)
-                continue
             if type(key) is not str:
+                if key is None:
+                    line_up(message)
+                    continue
                 key = lane_key(key)
-            if key not in waiting:
-                waiting[key] = None
-                ready.append(message)
-            elif (behind := waiting[key]) is None:
-                waiting[key] = deque((message,))
+            before = known(key)
+            newest[key] = message
+            if before is None:
+                line_up(message)
             else:
-                behind.append(message)
+                before._next = message
 
-    def done(self, key: Key) -> Message | None:
-        """The message of this key that was taken last is finished. Returns the next one of the key, which is taken now:
-        the caller handles it, or puts it among those that are ready."""
-        if key is None:
-            return None
-        if type(key) is not str:
-            key = lane_key(key)
-        behind = self._waiting[key]
-        if behind:
-            return behind.popleft()
-        del self._waiting[key]
-        return None
+    def done(self, message: Message) -> Message | None:
+        """The message, which was taken, is finished. Returns the next one of its key, which is taken now: the caller
+        handles it, or puts it among those that are ready."""
+        following = message._next
+        if following is not None:
+            message._next = None
+        elif message.key is not None:
+            del self._newest[lane_key(message.key)]
+        return following
 
     def busy(self, lane: str) -> bool:
         """Whether a message of the key is in here."""
-        return lane in self._waiting
+        return lane in self._newest
 
-    def behind(self, lane: str) -> int:
-        """How many messages of the key wait for the one that was taken last."""
-        return len(self._waiting.get(lane) or ())
+    def behind(self, message: Message) -> int:
+        """How many messages of its key wait for this one, which is ready or taken."""
+        count = 0
+        while (following := message._next) is not None:
+            count, message = count + 1, following
+        return count
 
-    def empty(self, key: Key) -> list[Message]:
-        """The message of this key that was taken last leaves, and so do those behind it, which are returned."""
-        if key is None:
+    def empty(self, message: Message) -> list[Message]:
+        """The message, which was taken, leaves, and so do those behind it, which are returned."""
+        if message.key is None:
             return []
-        return list(self._waiting.pop(lane_key(key), None) or ())
+        self._newest.pop(lane_key(message.key), None)
+        left: list[Message] = []
+        while (following := message._next) is not None:
+            message._next = None
+            left.append(following)
+            message = following
+        return left
 
     def clear(self) -> None:
         """Forgets all that waits. What is in `ready` is skipped by whoever takes it, for its lease is lost."""
-        self._waiting.clear()
+        self._newest.clear()
 
     def __len__(self) -> int:
         """Keys that have a message in here."""
-        return len(self._waiting)
+        return len(self._newest)
 
 
 def lane_key(key: str | bytes) -> str:

@@ -71,6 +71,8 @@ class Message(msgspec.Struct, eq=False, gc=False):
     attempt     1 at the first try; a worker that died while handling it does not count
     """
 
+    # `_next` is the next message of its key that waits for this one (core/lanes.py), for as long as it does.
+
     key: Key
     value: Any
     headers: Headers | None
@@ -78,6 +80,7 @@ class Message(msgspec.Struct, eq=False, gc=False):
     index: int
     batch: Batch
     attempt: int = 1
+    _next: Message | None = None
 
     @property
     def id(self) -> str:

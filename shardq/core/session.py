@@ -154,15 +154,19 @@ class Session:
         self.outstanding -= 1
         if batch.item:
             self._drop(batch.item, now_s)
-        else:  # `_leave`, written out: this runs for every message
-            batch.done[message.index] = 1
-            batch.changed = True
-            batch.remaining = left = batch.remaining - 1
-            if not left:
-                self._finished.append(batch)
+        else:
+            self._leave(message)
         if self.owner.effects:
-            for effect in self.owner.effects.pop(message.id, ()):
-                self._effects.append((message, effect))
+            self.take_effects(message)
+
+    def whole(self, batch: Batch) -> None:
+        """Nothing of the batch is left to be handled."""
+        self._finished.append(batch)
+
+    def take_effects(self, message: Message) -> None:
+        """What the message's handler wrote goes with the next commit."""
+        for effect in self.owner.effects.pop(message.id, ()):
+            self._effects.append((message, effect))
 
     def finish_list(self, messages: list[Message], now_s: float = 0.0) -> None:
         """The handler is through with some or all messages of one batch."""

@@ -22,7 +22,8 @@ from shardq.storage.cluster import Packed
 from shardq.storage.pipes import Pipes
 from shardq.storage.requests import Sending
 
-TURNS = 4  # moments in which the idle shards of a worker are polled, one after another: those of one share a write
+TURNS = 4  # moments of a period in which idle shards can be polled: those of one share a write to each node
+TOGETHER = 128  # so many are polled in one moment before another one is used: a write costs more than a poll
 
 
 class IdlePoll:
@@ -107,7 +108,7 @@ class IdlePoll:
 
 
 class IdlePolls:
-    """Sends the polls of one worker, each once in `period_s`; shards that are due at about the same time together.
+    """Sends the polls of one worker, each once in `period_s`, as many as may be together.
     `phase` (0 to 1) keeps the workers of a group apart."""
 
     def __init__(self, pipes: Pipes, period_s: float, phase: float) -> None:
@@ -115,38 +116,48 @@ class IdlePolls:
         self._tick_s = period_s / TURNS
         self._phase = phase
         self._turns: list[dict[IdlePoll, None]] = [{} for _ in range(TURNS)]
-        self._count = 0
         self._more = Waker()
 
-    def _turn_at(self, moment_s: float) -> int:
+    def _number_at(self, moment_s: float) -> int:
+        """Moments are counted on and on; each turn has every TURNS-th."""
         return int(moment_s / self._tick_s + self._phase)
 
+    def _moment_of(self, number: int) -> float:
+        return (number - self._phase) * self._tick_s
+
     def add(self, poll: IdlePoll, due_s: float) -> None:
-        """Polls from now on, the first time at `due_s` or up to one turn earlier."""
-        turn = self._turn_at(due_s)
-        if turn <= self._turn_at(monotonic()):
-            poll.send(self._pipes, monotonic())
-        poll.turn = turn % TURNS
+        """Polls from now on, the first time at `due_s` or earlier."""
+        poll.turn = self._turn_with_room()
+        now = monotonic()
+        if self._moment_of(self._next(poll.turn, self._number_at(now))) > due_s:
+            poll.send(self._pipes, now)
         self._turns[poll.turn][poll] = None
-        self._count += 1
-        if self._count == 1:
-            self._more.set()
+        if len(self._turns[poll.turn]) == 1:
+            self._more.set()  # its moment may come before that of the others
+
+    def _turn_with_room(self) -> int:
+        """As few moments as can be: the first that has room, or that with the fewest polls."""
+        sizes = [len(polls) for polls in self._turns]
+        return next((turn for turn, size in enumerate(sizes) if size < TOGETHER), sizes.index(min(sizes)))
+
+    @staticmethod
+    def _next(turn: int, number: int) -> int:
+        """The first moment of the turn after this one."""
+        return number + 1 + (turn - number - 1) % TURNS
 
     def drop(self, poll: IdlePoll) -> None:
         """No further poll is sent; one may be under way."""
         del self._turns[poll.turn][poll]
-        self._count -= 1
 
     async def run(self) -> None:
         """Until it is cancelled."""
-        turn = self._turn_at(monotonic())
+        over = self._number_at(monotonic())
         while True:
-            await self._more.wait(
-                (turn + 1 - self._phase) * self._tick_s - monotonic() if self._count else float("inf")
-            )
+            next_ones = [self._next(turn, over) for turn, polls in enumerate(self._turns) if polls]
+            await self._more.wait(self._moment_of(min(next_ones)) - monotonic() if next_ones else float("inf"))
             now = monotonic()
-            reached = self._turn_at(now)
-            for number in range(max(turn + 1, reached + 1 - TURNS), reached + 1):  # a process may have stood still
+            reached = self._number_at(now)
+            for number in range(max(over + 1, reached + 1 - TURNS), reached + 1):  # a process may have stood still
                 for poll in self._turns[number % TURNS]:
                     poll.send(self._pipes, now)
-            turn = reached
+            over = max(over, reached)

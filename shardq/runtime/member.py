@@ -33,8 +33,11 @@ from shardq.runtime.table import BELL, TableFollower
 from shardq.runtime.upkeep import Upkeep
 from shardq.runtime.waker import Waker
 from shardq.storage import control
+from shardq.storage.cluster import pack_command
 from shardq.storage.keys import Keys
 from shardq.storage.pipes import Pipes
+
+JOINED = "joined"  # what the control bell says of a new member
 
 _log = logging.getLogger("shardq")
 
@@ -82,6 +85,7 @@ class Member:
         self._label = f"{name} of {keys.queue}/{group}"
         self._meters = meters
         self._beats = 0
+        self._alone = False
         self._members: dict[str, Watch] = {}
         self._leader = Watch()
         self._term = 0
@@ -107,9 +111,11 @@ class Member:
             loads=lambda: self.loads.known,
             retired=lambda: table.queue.table.retired_by_id,
         )
-        self._scheduler = Scheduler(pipes=pipes, keys=keys, leads=lambda: self.leads)
         self._nudged, self._nudge = False, Waker()
-        self._upkeep = Upkeep(pipes=pipes, keys=keys, table=table, leads=lambda: self.leads, outages=outages)
+        self._riders: dict[Waker, float] = {}
+        leads, pause = (lambda: self.leads), self.until_beat
+        self._scheduler = Scheduler(pipes=pipes, keys=keys, leads=leads, pause=pause)
+        self._upkeep = Upkeep(pipes=pipes, keys=keys, table=table, leads=leads, outages=outages, pause=pause)
 
     @property
     def leads(self) -> bool:
@@ -124,7 +130,9 @@ class Member:
         """What the control bell says; nothing, when it can be heard from now on."""
         if payload in (BELL, ""):
             self._table.look()
-        if payload != BELL:  # of a new table the leader tells when it has made a plan
+        # Of a new table the leader tells when it has made a plan. Members that see each other beat often enough to see a
+        # new one; if they all beat for each one at a rolling start, that would be a storm.
+        if payload != BELL and (payload != JOINED or self._alone):
             self.nudge()
 
     def start_leaving(self) -> None:
@@ -152,7 +160,7 @@ class Member:
             except (StoreError, CorruptData) as error:
                 self._outages.failed(f"{self._label}: a heartbeat failed", error)
             # Never longer: the others count a beat that is late.
-            pause = self._settings.heartbeat_s * random.uniform(0.8, 1.0) - (monotonic() - started)
+            pause = self._pace_s * random.uniform(0.8, 1.0) - (monotonic() - started)
             if not self._nudged:
                 await self._nudge.wait(max(pause, 0.01))
             if self._nudged:
@@ -171,9 +179,29 @@ class Member:
         except (StoreError, CorruptData) as error:
             _log.warning("%s could not sign off, the others will wait its lease out: %s", self.name, error)
 
+    @property
+    def _pace_s(self) -> float:
+        return self._settings.lone_heartbeat_s if self._alone else self._settings.heartbeat_s
+
+    async def until_beat(self, seconds: float) -> None:
+        """For about so many seconds, until a heartbeat is sent: what the caller asks of Redis then travels with it."""
+        rider, pace_s = Waker(), self._pace_s
+        self._riders[rider] = monotonic() + seconds - pace_s / 2
+        try:
+            await rider.wait(seconds + 2 * pace_s)  # a heartbeat that is not answered does not hold it up
+        finally:
+            del self._riders[rider]
+
+    def _take_along(self) -> None:
+        now = monotonic()
+        for rider, from_s in self._riders.items():
+            if now >= from_s:
+                rider.set()
+
     # -- one heartbeat ---------------------------------------------------------------------------------------
 
     async def _beat(self) -> None:
+        self._take_along()
         term, sent = self._term, monotonic()
         beat = await control.beat(
             self._pipes,
@@ -194,6 +222,9 @@ class Member:
             msg = f"another process goes by the name {self.name!r} in group {self._group!r}: give each worker its own"
             raise UsageError(msg)
         self._beats += 1
+        if self._beats == 1:
+            await self._tell_joined()
+        self._alone = bool(term) and beat.members.keys() == {self.name}
         if self._meters is not None:
             self._meters.beaten_monotonic_s = monotonic()
         self._take_pause(beat)
@@ -207,6 +238,14 @@ class Member:
             if round_ is not None:
                 self._leading = True
                 self._tasks.start_soon(self._lead, round_, term)
+
+    async def _tell_joined(self) -> None:
+        """The control bell rings: a leader that was alone looks at once. If that is lost, it looks a little later."""
+        ring = pack_command("SPUBLISH", self._keys.control_bell(self._group), JOINED)
+        try:
+            await self._pipes.command(self._keys.control_slot, ring, timeout_s=self._settings.leader_lease_s)
+        except StoreError as error:
+            _log.debug("%s: its group was not told that it is there: %s", self._label, error)
 
     def _interest(self) -> set[str]:
         """The workers whose death would be this one's business: it stands by for a shard of theirs, or claims one."""

@@ -279,9 +279,9 @@ class MessageRunners(Runners):
                 await self.rest()
                 fresh = True
                 continue
-            now_s = monotonic()
+            now_s, turn_ends_s = monotonic(), self._turn_began_s + YIELD_AFTER_S
             # Whoever was woken handles one at least: when a turn is long, all would else be woken for nothing.
-            if not fresh and now_s - self._turn_began_s > YIELD_AFTER_S:
+            if not fresh and now_s > turn_ends_s:
                 if following is not None:
                     ready.append(following)  # it is the turn of others
                     following = None
@@ -310,26 +310,42 @@ class MessageRunners(Runners):
                 continue
             runner.shard = shard
             shard.running += 1
+            # Until then nothing has to be looked at again: the turn can't end sooner, and trust that is there only grows.
+            unchanged_s = min(turn_ends_s, shard.trusted_until_monotonic_s)
             try:
-                headers = message.headers
-                if headers is not None:
-                    shard.tell_job(message, jobs.RUNNING)
-                result = await handler(message)
-            except Exception as error:
-                self.failed(shard, [message], error)
-            except asyncio.CancelledError as error:
-                if asked_to_stop():
-                    shard.effects.pop(message.id, None)
-                    shard.suspended.append(message)
-                    raise
-                self.failed(shard, [message], own_cancellation(error))
-            else:
-                if headers is not None:
-                    shard.tell_job(message, jobs.DONE, result=result)
-                following = shard.finish(message)
-                if restricted and following is not None:  # it has to look for leave like any other
-                    shard.line_up(following)
-                    following = None
+                while True:
+                    try:
+                        headers = message.headers
+                        if headers is not None:
+                            shard.tell_job(message, jobs.RUNNING)
+                        result = await handler(message)
+                    except Exception as error:
+                        self.failed(shard, [message], error)
+                        break
+                    except asyncio.CancelledError as error:
+                        if asked_to_stop():
+                            shard.effects.pop(message.id, None)
+                            shard.suspended.append(message)
+                            raise
+                        self.failed(shard, [message], own_cancellation(error))
+                        break
+                    if headers is not None:
+                        shard.tell_job(message, jobs.DONE, result=result)
+                    following = shard.finish(message)
+                    if restricted:
+                        if following is not None:  # it has to look for leave like any other
+                            shard.line_up(following)
+                            following = None
+                        break
+                    # What follows in the same shard goes on here, with no more than what may have changed looked at.
+                    if shard.ending or shard.marked or runner.interrupted or monotonic() >= unchanged_s:
+                        break
+                    if following is not None:
+                        message, following = following, None
+                    elif ready and ready[0].batch.owner is shard:
+                        message = ready.popleft()
+                    else:
+                        break
             finally:
                 runner.shard = None
                 shard.running -= 1

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import anyio
 from anyio.abc import TaskGroup
@@ -44,9 +44,15 @@ class Scheduler:
     """Sends while `leads()` says so, until its task is cancelled. `clock` gives Unix seconds."""
 
     def __init__(
-        self, *, pipes: Pipes, keys: Keys, leads: Callable[[], bool], clock: Callable[[], float] = time.time
+        self,
+        *,
+        pipes: Pipes,
+        keys: Keys,
+        leads: Callable[[], bool],
+        clock: Callable[[], float] = time.time,
+        pause: Callable[[float], Awaitable[None]] = anyio.sleep,
     ) -> None:
-        self._pipes, self._keys, self._leads, self._clock = pipes, keys, leads, clock
+        self._pipes, self._keys, self._leads, self._clock, self._pause = pipes, keys, leads, clock, pause
         self._version: bytes | None = None
         self._kept: dict[str, tuple[bytes, anyio.CancelScope]] = {}
         self._told: dict[str, str] = {}
@@ -57,7 +63,7 @@ class Scheduler:
         async with anyio.create_task_group() as tasks:
             while True:
                 await self._look(tasks)
-                await anyio.sleep(READ_EVERY_S * random.uniform(0.8, 1.0))
+                await self._pause(READ_EVERY_S * random.uniform(0.8, 1.0))
 
     async def _look(self, tasks: TaskGroup) -> None:
         """Starts and ends the tasks of schedules as these come, change and go; ends all when this is no leader."""

@@ -91,6 +91,11 @@ class WorkerSettings:
         return min(0.25, self.lease_s / 10, self.leader_lease_s / 4)
 
     @property
+    def lone_heartbeat_s(self) -> float:
+        """The same for the only member of its group, whom nobody watches: it keeps its leadership by it."""
+        return min(4 * self.heartbeat_s, self.leader_lease_s / 3)
+
+    @property
     def silent_after_s(self) -> float:
         """A member whose heartbeat stood still so long is watched; a false alarm costs a few reads.
 

@@ -43,6 +43,9 @@ DO = (
     "(coordinators) the right to"
 )
 
+Pause = Callable[[float], Awaitable[None]]
+"""Waits for about so many seconds."""
+
 _log = logging.getLogger("shardq")
 _under_way: WeakKeyDictionary[Cluster, set[str]] = WeakKeyDictionary()
 
@@ -65,10 +68,17 @@ class Upkeep:
     """Works while `leads()` says so, until its task is cancelled."""
 
     def __init__(
-        self, *, pipes: Pipes, keys: Keys, table: TableFollower, leads: Callable[[], bool], outages: Outages
+        self,
+        *,
+        pipes: Pipes,
+        keys: Keys,
+        table: TableFollower,
+        leads: Callable[[], bool],
+        outages: Outages,
+        pause: Pause = anyio.sleep,
     ) -> None:
         self._pipes, self._keys, self._table, self._leads = pipes, keys, table, leads
-        self._outages = outages
+        self._outages, self._pause = outages, pause
         self._cant_look = f"{keys.queue}: what there is to do for its shards can't be read"
         self._cant_do = f"{keys.queue}: a reshard can't be carried on"
         self._plan, self._plan_since_s = b"", 0.0
@@ -81,7 +91,7 @@ class Upkeep:
                 await self._look()
             else:
                 self._plan, self._version = b"", -1
-            await anyio.sleep(LOOK_EVERY_S * random.uniform(0.8, 1.0))
+            await self._pause(LOOK_EVERY_S * random.uniform(0.8, 1.0))
 
     async def _look(self) -> None:
         try:

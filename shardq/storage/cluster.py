@@ -204,7 +204,7 @@ class Cluster:
         # Asked for every shard a worker starts; counting goes over 16384 slots.
         self._replicas_seen = -1
         self._primaries: tuple[int, list[ClusterNode]] = (-1, [])
-        self._agreed: tuple[int, str, Any] = (-1, "", None)  # topology version, node, what it said that agreed
+        self._agreed: tuple[int, dict[str, Any]] = (-1, {})  # topology version, what each node said that agreed
         self.histories = Histories()
         self.replicas = Replicas()
 
@@ -356,15 +356,25 @@ class Cluster:
             (reply,) = await self.exchange(node, [Packed(_SLOTS)], within_s=REFRESH_ASK_S)
             if isinstance(reply, Trouble):
                 continue
-            said = (self.topology_version, node.name, reply)
-            if said == self._agreed or topology.agrees(reply, self._nodes.slots_cache, node.host):
-                self._agreed = said
+            if self._agrees(node, reply):
                 return False
             await self._nodes.initialize(last_failed_node_name=failed)
             self._part_with([name for name in self._strangers if name in self._nodes.nodes_cache])
             self.topology_version += 1
             return True
         return False
+
+    def _agrees(self, node: ClusterNode, reply: Any) -> bool:
+        """Whether what a node says of the topology is what is known. Each node lists it in another order, and to compare
+        that goes over 16384 slots: so it is remembered what each said that agreed."""
+        version, agreed = self._agreed
+        if version != self.topology_version:
+            version, agreed = self._agreed = (self.topology_version, {})
+        if node.name not in agreed or agreed[node.name] != reply:
+            if not topology.agrees(reply, self._nodes.slots_cache, node.host):
+                return False
+            agreed[node.name] = reply
+        return True
 
     def _part_with(self, strangers: Sequence[str]) -> None:
         self._dropped += [self._strangers.pop(name) for name in strangers]

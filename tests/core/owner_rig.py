@@ -321,7 +321,9 @@ class OwnerRig:
         yield from self.running
         yield from self.ready
         if self.shard.lanes is not None:
-            yield from itertools.chain.from_iterable(filter(None, self.shard.lanes._waiting.values()))
+            for message in [*self.running, *self.ready]:
+                while (message := message._next) is not None:
+                    yield message
 
     def check(self) -> None:
         left = self.store.unfinished()
