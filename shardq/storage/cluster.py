@@ -19,6 +19,7 @@ from typing import Any
 
 import anyio
 import hiredis
+from redis._parsers.hiredis import NOT_ENOUGH_DATA
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.connection import Connection
 from redis.asyncio.retry import Retry
@@ -140,6 +141,23 @@ async def _is_clean(connection: Connection) -> bool:
     look = select.poll()
     look.register(writer.get_extra_info("socket").fileno(), select.POLLIN)
     return not look.poll(0)
+
+
+async def _reply(connection: Connection) -> Any:
+    """The next reply, as `read_response` gives it. One that came with the reply before is taken from hiredis itself:
+    there are up to 64 in one answer, and redis-py's way to each is four coroutines."""
+    parser: Any = connection._parser
+    try:
+        reply = parser._reader.gets()
+    except RedisError:  # no protocol that is known: redis-py meets it again, and breaks the connection off
+        reply = NOT_ENOUGH_DATA
+    if reply is NOT_ENOUGH_DATA:
+        return await connection.read_response()
+    if isinstance(reply, RedisError):
+        if not isinstance(reply, ResponseError):  # as redis-py does: a node that is loading is asked anew
+            await connection.disconnect(nowait=True)
+        raise reply
+    return reply
 
 
 class _TimeLimit:
@@ -482,7 +500,7 @@ class Cluster:
             if call.asking:
                 await connection.read_response()
             try:
-                replies.append(await connection.read_response())
+                replies.append(await _reply(connection))
             except ResponseError as error:
                 trouble = classify(error, node.name)
                 trouble.error.__cause__ = redacted(error)
