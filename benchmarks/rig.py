@@ -42,13 +42,26 @@ class Rig:
     say: Say
     rates: dict[str, list[float]] = field(default_factory=dict)
     cpu: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    _cpu_at_end: tuple[float, float] | None = None
+
+    def _cpu_s(self) -> tuple[float, float]:
+        return client_cpu_s(), self.peers.servers_cpu_s()
+
+    def _begin_cpu(self) -> tuple[float, float]:
+        self._cpu_at_end = None
+        return self._cpu_s()
+
+    def end_cpu(self) -> None:
+        """What is used from now on is not the run's: it has done what it is timed for, and only ends still."""
+        self._cpu_at_end = self._cpu_s()
 
     async def timed(self, name: str, messages: int, run: Callable[[], Awaitable[Counted]]) -> float:
         """The rate of one run, whose count has to be `messages`."""
         gc.collect()  # not the garbage of the run before
-        client_s, servers_s = client_cpu_s(), self.peers.servers_cpu_s()
+        client_s, servers_s = self._begin_cpu()
         counted = await run()
-        client_s, servers_s = client_cpu_s() - client_s, self.peers.servers_cpu_s() - servers_s
+        client_end_s, servers_end_s = self._cpu_at_end or self._cpu_s()
+        client_s, servers_s = client_end_s - client_s, servers_end_s - servers_s
         check_count(name, counted.messages, messages)
         rate = messages / counted.seconds
         self.rates.setdefault(name, []).append(rate)

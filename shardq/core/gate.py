@@ -26,8 +26,8 @@ ASK_MOST = 1000
 
 
 class KeyGate:
-    """`on_ready(message)` is given what may be handled now; `behind(message)` says how many more of its key wait elsewhere;
-    `on_change()` is called when something is to be asked or the time of the next look may have changed."""
+    """`on_ready(message)` is given what may be handled now; `behind(message)` says how many more of its key wait
+    elsewhere; `on_change()` is called when something is to be asked or the time of the next look may have changed."""
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ Bytes from Redis are untrusted: decoding raises CorruptData and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
 from threading import Thread
 from typing import Any, TypeVar
@@ -72,10 +72,13 @@ def _on_own_stack(make: Callable[[], T]) -> T:
 def build_messages(decoded: records.RecordBatch, batch: Batch) -> list[Message]:
     """One Message for each record of a batch. Raises CorruptData for times that could not be written again."""
     base, offsets, keys, values, headers = decoded[:5]
-    if offsets and (base + min(offsets) < -_MAX_MS or base + max(offsets) > _MAX_MS):
-        msg = f"a record batch holds times beyond {_MAX_MS} ms"
-        raise CorruptData(msg)
-    times = [base + offset for offset in offsets] if offsets is not None else repeat(base)
+    times: Iterable[int] = repeat(base)
+    if offsets:
+        at = {offset: base + offset for offset in set(offsets)}  # a batch spans few milliseconds: each is one object
+        if min(at.values()) < -_MAX_MS or max(at.values()) > _MAX_MS:
+            msg = f"a record batch holds times beyond {_MAX_MS} ms"
+            raise CorruptData(msg)
+        times = map(at.__getitem__, offsets)
     own = headers if headers is not None else repeat(None)
     return list(map(Message, keys, values, own, times, range(len(keys)), repeat(batch)))
 

@@ -42,7 +42,8 @@ Entry = tuple[bytes, Sequence[bytes]]
 
 STEP_BYTES = 2 * 1024 * 1024
 DEAD_BYTES = 64 * 1024 * 1024
-FIRST_ENTRIES = 16
+FIRST_ENTRIES = 2  # of a size not known yet; where these leave room, the same step brings more
+FIRST_ITEMS = 16
 MAX_ENTRIES = 500
 ITEMS_AT_ONCE = 500
 SUSPECT_DELIVERIES = 3
@@ -142,7 +143,7 @@ class Session:
         self._effects: list[tuple[Message, Effect]] = []
         self._messages_per_entry = 1.0
         self._bytes_per_entry = 0.0
-        self._bytes_per_item = STEP_BYTES / FIRST_ENTRIES
+        self._bytes_per_item = STEP_BYTES / FIRST_ITEMS
         self._trusting = False
 
     # -- handling --------------------------------------------------------------------------------------------

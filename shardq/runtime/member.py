@@ -130,8 +130,8 @@ class Member:
         """What the control bell says; nothing, when it can be heard from now on."""
         if payload in (BELL, ""):
             self._table.look()
-        # Of a new table the leader tells when it has made a plan. Members that see each other beat often enough to see a
-        # new one; if they all beat for each one at a rolling start, that would be a storm.
+        # Of a new table the leader tells when it has made a plan. Members that are not alone beat often enough to see a
+        # new one; if all beat for each that comes, a rolling start would be a storm.
         if payload != BELL and (payload != JOINED or self._alone):
             self.nudge()
 

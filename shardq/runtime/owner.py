@@ -45,6 +45,7 @@ _log = logging.getLogger("shardq")
 PAUSE_AFTER_ERROR_S = 1.0
 FULL_PAUSE_S = 0.1
 LAST_COMMIT_S = 0.02  # since the step that fetched it, a finished message waits for another one to share a commit with
+COMMIT_AT_ONCE = 500  # so many have a commit of their own: it costs each of them next to nothing
 TIDY_EVERY_S = 60.0
 TIDY_TOGETHER_S = 5.0  # the shards of a worker that are due within so much share a write
 PROMOTE_AT_ONCE = 500
@@ -365,7 +366,7 @@ class ShardOwner:
             or (not caught_up and session.outstanding <= buffer // 2 and session.entries_wanted(buffer) > 0)
         )
         last_commit = session.uncommitted and (session.outstanding == 0 or (held.draining and held.running == 0))
-        at_once = held.draining or session.urgent or not caught_up
+        at_once = held.draining or session.urgent or not caught_up or session.acked >= COMMIT_AT_ONCE
         if fetch or (last_commit and at_once):
             return 0.0
         due = held.trust.renew_at_monotonic_s

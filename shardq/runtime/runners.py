@@ -310,7 +310,7 @@ class MessageRunners(Runners):
                 continue
             runner.shard = shard
             shard.running += 1
-            # Until then nothing has to be looked at again: the turn can't end sooner, and trust that is there only grows.
+            # Neither can come sooner: a turn that ends begins anew, and trust that is there only grows.
             unchanged_s = min(turn_ends_s, shard.trusted_until_monotonic_s)
             try:
                 while True:
@@ -338,8 +338,10 @@ class MessageRunners(Runners):
                             following = None
                         break
                     # What follows in the same shard goes on here, with no more than what may have changed looked at.
-                    if shard.ending or shard.marked or runner.interrupted or monotonic() >= unchanged_s:
+                    if shard.ending or shard.marked or monotonic() >= unchanged_s:
                         break
+                    if runner.interrupted:
+                        break  # type: ignore[unreachable]  # it may have become so while the handler ran
                     if following is not None:
                         message, following = following, None
                     elif ready and ready[0].batch.owner is shard:

@@ -383,8 +383,8 @@ class Cluster:
         return False
 
     def _agrees(self, node: ClusterNode, reply: Any) -> bool:
-        """Whether what a node says of the topology is what is known. Each node lists it in another order, and to compare
-        that goes over 16384 slots: so it is remembered what each said that agreed."""
+        """Whether what a node says of the topology is what is known. Each node lists it in another order, and comparing
+        goes over 16384 slots: so what each said that agreed is remembered."""
         version, agreed = self._agreed
         if version != self.topology_version:
             version, agreed = self._agreed = (self.topology_version, {})

@@ -322,8 +322,9 @@ class OwnerRig:
         yield from self.ready
         if self.shard.lanes is not None:
             for message in [*self.running, *self.ready]:
-                while (message := message._next) is not None:
-                    yield message
+                while (following := message._next) is not None:
+                    yield following
+                    message = following
 
     def check(self) -> None:
         left = self.store.unfinished()

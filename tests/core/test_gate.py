@@ -31,7 +31,9 @@ class Rig:
         self.now = 100.0
         self.ready: deque[Message] = deque()
         self.behind: dict[str, int] = {}
-        self.gate = KeyGate(self.ready.append, lambda message: self.behind.get(str(message.key), 0), lambda: self.now, lambda: None)
+        self.gate = KeyGate(
+            self.ready.append, lambda message: self.behind.get(str(message.key), 0), lambda: self.now, lambda: None
+        )
 
     def answer(self, lane: str, *grants: Grant) -> None:
         for one in grants:
