@@ -159,6 +159,7 @@ class Member:
                 self._outages.well(f"{self._label}: a heartbeat failed")
             except (StoreError, CorruptData) as error:
                 self._outages.failed(f"{self._label}: a heartbeat failed", error)
+                self._alone = False  # it is not known who comes meanwhile
             # Never longer: the others count a beat that is late.
             pause = self._pace_s * random.uniform(0.8, 1.0) - (monotonic() - started)
             if not self._nudged:

@@ -13,7 +13,7 @@ from shardq.core.lease import Trust
 from shardq.core.meters import GroupMeters
 from shardq.core.session import NEW
 from shardq.errors import StoreTimeout
-from shardq.runtime.idle import IdlePoll, IdlePolls
+from shardq.runtime.idle import TOGETHER, TURNS, IdlePoll, IdlePolls
 from shardq.runtime.shard import OwnedShard
 from shardq.storage import calls
 from shardq.storage.keys import Keys
@@ -123,6 +123,29 @@ async def test_each_shard_is_polled_once_in_a_period_and_those_due_together_at_o
         await until(lambda: len(rig.sent) == 3, 10, "a poll of the others")
         assert others[0].poll not in rig.sent
         tasks.cancel_scope.cancel()
+
+
+async def test_polls_share_moments_as_long_as_these_have_room() -> None:
+    polls = IdlePolls(Rig().pipes, 100.0, 0.5)
+    rigs = [Rig() for _ in range(TURNS * TOGETHER + TURNS)]
+    for number, rig in enumerate(rigs):
+        polls.add(rig.poll, monotonic() + number % 100)
+    turns = [rig.poll.turn for rig in rigs]
+    assert turns[: TURNS * TOGETHER] == sorted(turns[: TURNS * TOGETHER])
+    assert {turns.count(turn) for turn in range(TURNS)} == {TOGETHER + 1}
+    polls.drop(rigs[0].poll)
+    late = Rig()
+    polls.add(late.poll, monotonic() + 100)
+    assert late.poll.turn == 0
+
+
+async def test_a_poll_is_never_later_than_it_is_due() -> None:
+    for due_s in (0.1, 30.0, 99.0):
+        rig = Rig()
+        polls = IdlePolls(rig.pipes, 100.0, 0.5)
+        polls.add(rig.poll, monotonic() + due_s)
+        next_s = polls._moment_of(polls._next(rig.poll.turn, polls._number_at(monotonic()))) - monotonic()
+        assert rig.sent == ([] if next_s <= due_s else [rig.poll])
 
 
 async def test_a_shard_that_is_due_already_is_polled_when_it_is_added() -> None:

@@ -110,6 +110,47 @@ async def test_what_follows_in_a_shard_that_is_lost_is_dropped(monkeypatch: pyte
     assert await rig.run(monkeypatch) == "a0"
 
 
+async def test_what_follows_in_a_shard_that_is_handed_over_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def drain(message: Message) -> None:
+        rig.shard.drain()
+        rig.shard.session.outstanding = 1  # which `run` waits for
+
+    rig = Rig("aab", drain)
+    assert await rig.run(monkeypatch) == "a0"
+
+
+async def test_a_message_that_was_deleted_meanwhile_is_finished_unhandled(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def delete(message: Message) -> None:
+        rig.shard.set_marks(b"1", frozenset({("1-0", 1), ("1-0", 2)}))
+
+    rig = Rig("aabb", delete)
+    assert await rig.run(monkeypatch) == "a0 b1"
+    assert rig.shard.session.acked == 4
+
+
+async def test_trust_that_ends_in_a_turn_stops_the_next_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def settle(message: Message) -> None:
+        if message.value == "a1":
+            rig.shard.session.outstanding = 1  # which `run` waits for
+
+    monkeypatch.setattr(runners, "YIELD_AFTER_S", 1e9)
+    rig = Rig("aaabb", settle, took_s=3000.0)  # the lease is trusted for 4,500 s
+    assert await rig.run(monkeypatch) == "a0 a1"
+    assert [message.value for message in rig.shard.suspended] == ["a2", "b0"]
+
+
+async def test_what_is_ready_of_another_shard_is_handled_as_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig, other = Rig("ab"), Rig("cd")
+    for message in other.messages:
+        message.batch.owner = other.shard
+    other.shard.ready = rig.runners.ready
+    assert rig.runners.ready is not None
+    rig.runners.ready.extend(other.messages)
+    other.shard.drain()
+    assert await rig.run(monkeypatch) == "a0 b0"
+    assert (rig.shard.session.acked, other.shard.session.acked) == (2, 0)
+
+
 async def test_a_waker_ends_a_wait_once_and_at_its_time() -> None:
     waker = Waker()
     waker.set()  # nobody waits: not kept
