@@ -10,7 +10,6 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from shardq.runtime import member as member_module
 from shardq.runtime.member import JOINED, Member
 from shardq.runtime.settings import WorkerSettings
 from shardq.runtime.table import BELL, TableFollower
@@ -40,8 +39,8 @@ class Rig:
             takes_shards=True,
             on_change=lambda: None,
         )
-        monkeypatch.setattr(member_module.control, "beat", self.beat)
-        monkeypatch.setattr(member_module.control, "control_call", self.control_call)
+        monkeypatch.setattr(control, "beat", self.beat)
+        monkeypatch.setattr(control, "control_call", self.control_call)
         monkeypatch.setattr(self.member._coordinator, "look", lambda *_: None)
 
     def look(self) -> None:
