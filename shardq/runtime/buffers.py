@@ -46,6 +46,8 @@ class Owner(Protocol):
 
     def full(self, batch: PendingBatch) -> bool: ...
 
+    def gather(self, shard: ShardBuffer) -> None: ...
+
     def restart(self, shard: ShardBuffer) -> None: ...
 
     def refused(self, shard: ShardBuffer, error: ShardqError | None) -> None: ...
@@ -58,6 +60,7 @@ class PendingBatch:
 
     __slots__ = (
         "bulk",
+        "chunked",
         "count",
         "entries",
         "error",
@@ -81,6 +84,7 @@ class PendingBatch:
         self.headers: dict[int, Headers] | None = None
         self.marks: list[tuple[int, int]] = []
         self.count = 0
+        self.chunked = 0  # how many of its messages chunks brought
         self.now_ms = 0
         self.size = 0
         self.opened_monotonic_s = 0.0
@@ -245,9 +249,18 @@ class ShardBuffer:
         self.deadline = 0.0
         self.sequence = 0
         self.busy = False
+        self.held = False  # whether it waits for its turn (holding.py)
         self.full_tries = 0
         self.closed: deque[PendingBatch] = deque()
         self.open = PendingBatch(self)
+        # What chunks brought and no batch has taken in yet (filling.py): behind all that is in the open one. A batch
+        # takes it when it is packed, once for many chunks.
+        self.staged_keys: list[Key] = []
+        self.staged_values: list[Any] = []
+        self.staged_sizes: list[int] = []
+        self.staged = False
+        self.staged_from = 0
+        self.staged_since_monotonic_s = 0.0
         self.current: PendingBatch | None = None
         self.packed: Packed | None = None
 
@@ -265,13 +278,20 @@ class ShardBuffer:
         if not self.busy:
             pipes = self.producer.pipes  # raises when the producer is closed: then the shard is not busy
             self.busy = True
-            self.deadline = (self.closed[0] if self.closed else self.open).opened_monotonic_s + (
-                self.producer.delivery_timeout_s
-            )
+            oldest = self.closed[0] if self.closed else self.open
+            opened = oldest.opened_monotonic_s if oldest.routes or not self.staged else self.staged_since_monotonic_s
+            self.deadline = opened + self.producer.delivery_timeout_s
             pipes.submit(self)
+
+    def gather(self) -> None:
+        """Takes what is staged into batches."""
+        if self.staged:
+            self.producer.gather(self)
 
     def pack(self) -> Packed:
         if self.packed is None:
+            if self.staged:
+                self.producer.gather(self)
             if not self.closed:
                 self.roll()
             batch = self.current = self.closed.popleft()
@@ -316,6 +336,7 @@ class ShardBuffer:
 
     def give_up_late(self, opened_before_s: float, error: ShardqError) -> bool:
         """Ends the batches of a refused shard that were opened before this; whether there are others."""
+        self.gather()
         if not self.closed and self.open.keys:
             self.roll()
         while self.closed and self.closed[0].opened_monotonic_s <= opened_before_s:
@@ -329,7 +350,12 @@ class ShardBuffer:
 
     @property
     def holds(self) -> bool:
-        return bool(self.closed or self.open.keys)
+        return bool(self.closed or self.open.keys or self.staged)
+
+    @property
+    def patient(self) -> bool:
+        """Whether all it holds may wait for more."""
+        return not self.closed and self.open.chunked == len(self.open.keys)
 
     @property
     def oldest(self) -> PendingBatch:
@@ -338,6 +364,7 @@ class ShardBuffer:
 
     def take_all(self) -> list[PendingBatch]:
         """All that is not stored, in order; it holds nothing then."""
+        self.gather()
         if self.open.keys:
             self.roll()
         taken = list(self.closed)
@@ -346,6 +373,7 @@ class ShardBuffer:
 
     def put_behind(self, batch: PendingBatch) -> None:
         """A batch of messages that came from another shard, behind all there are."""
+        self.gather()
         if self.open.keys:
             self.roll()
         self.closed.append(batch)
@@ -370,13 +398,14 @@ class ShardBuffer:
         assert batch is not None
         self.busy, self.full_tries = False, 0
         self.producer.ended(batch, error, entries)
-        if self.closed or self.open.keys:
+        if self.closed or self.open.keys or self.staged:
             self.producer.restart(self)
 
     def add_conditional(
         self, item: calls.Item, route: Key, size: int, now_s: float, most: int
     ) -> tuple[ConditionalBatch, bool]:
         """Puts a message with a condition behind all there are; the batch it is in, and whether that is a new one."""
+        self.gather()
         if self.open.keys:
             self.roll()
         last = self.closed[-1] if self.closed else None

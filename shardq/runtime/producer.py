@@ -45,6 +45,7 @@ from shardq.errors import (
 )
 from shardq.runtime.buffers import PendingBatch, ShardBuffer, all_ended
 from shardq.runtime.filling import CHUNK, MESSAGE_OVERHEAD_BYTES, Filler, Limits
+from shardq.runtime.holding import LONGEST_S
 from shardq.runtime.jobs import Job, new_job_id
 from shardq.runtime.rerouting import Rerouting, Source
 from shardq.runtime.tracing import Tracer
@@ -147,6 +148,7 @@ class Producer:
 
     async def _shut(self) -> None:
         self._pipes = None
+        self._filler.gather_all()
         stack, self._stack = self._stack, AsyncExitStack()
         try:
             if stack is not None:
@@ -295,14 +297,15 @@ class Producer:
                         break
             else:
                 source, more = iter(messages) if values is None else map(values.pair, messages), True
-                while more and self._failed_batches == failed:
-                    before = self._filler.put_messages
-                    try:
-                        more = self._filler.put_chunk(source)
-                    finally:
-                        sent += self._filler.put_messages - before
-                    await anyio.lowlevel.checkpoint()
-                    await self._wait_for_space()
+                with self._filler.holding.on():
+                    while more and self._failed_batches == failed:
+                        before = self._filler.put_messages
+                        try:
+                            more = self._filler.put_chunk(source)
+                        finally:
+                            sent += self._filler.put_messages - before
+                        await anyio.lowlevel.checkpoint()
+                        await self._wait_before_chunk()
         except UsageError as error:
             error.add_note(f"{sent} messages before it were sent")
             await self.flush()
@@ -314,6 +317,7 @@ class Producer:
 
         Raises NotStored when some are not, or not known to be: those that no `send` has raised an error for.
         """
+        self._filler.gather_all()
         waited = await all_ended(self._filler.unsettled)
         self._raise_lost([batch for batch in waited if batch.error is not None])
 
@@ -380,6 +384,16 @@ class Producer:
         shard.start()
         return batch, batch.count - 1, job
 
+    async def _wait_before_chunk(self) -> None:
+        if self._filler.buffered_bytes <= self._max_buffered_bytes:
+            _ = self.pipes  # raises ClosedError
+            return
+        with self._filler.holding.paced(), anyio.move_on_after(LONGEST_S):
+            await self._wait_for_space()
+        if self._filler.buffered_bytes > self._max_buffered_bytes:
+            with self._filler.holding.off():
+                await self._wait_for_space()
+
     async def _wait_for_space(self, within_s: float | None = None) -> None:
         _ = self.pipes  # raises ClosedError
         if self._filler.buffered_bytes <= self._max_buffered_bytes:
@@ -403,11 +417,16 @@ class Producer:
         """Whether a batch takes no more messages."""
         return self._filler.full(batch)
 
+    def gather(self, shard: ShardBuffer) -> None:
+        """Takes what is staged for a shard into its batches."""
+        self._filler.gather(shard)
+
     def ended(self, batch: PendingBatch, error: ShardqError | None, entries: tuple[str, ...]) -> None:
         """A batch was stored, or given up."""
         if self._meters is not None:
             self._measure(self._meters, batch, error)
         self._filler.left(batch)
+        self._filler.holding.call_ended()
         if error is not None:
             self._failed_batches += 1
             self._unreported[batch] = None
@@ -428,7 +447,7 @@ class Producer:
     def restart(self, shard: ShardBuffer) -> None:
         """A shard has more to send; nothing is sent any more once the producer is closed."""
         if self._pipes is not None:
-            shard.start()
+            self._filler.holding.ready(shard)
 
     def refused(self, shard: ShardBuffer, error: ShardqError | None) -> None:
         """A shard takes no messages any more, or its keys are gone (`error`)."""
@@ -438,4 +457,5 @@ class Producer:
             shard.give_up(error or StoreRefused(f"{shard.keys.stream} takes no messages: open the queue again"))
 
     def _unsettled_messages(self) -> int:
+        self._filler.gather_all()
         return sum(len(batch.keys) or batch.count for batch in self._filler.unsettled)

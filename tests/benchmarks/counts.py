@@ -120,6 +120,11 @@ class InstantStore:
         request.settle([b"OK", b"%d-0" % self.calls])
 
 
+class _ThreeMasters:
+    def primaries(self) -> list[None]:
+        return [None] * 3
+
+
 @dataclass(frozen=True, slots=True)
 class Rig:
     producer: Producer
@@ -131,8 +136,9 @@ def instant_producer(shards: int) -> Rig:
     table = RoutingTable.equal(shards)
     keys = {shard.id: Keys("shardq", "q").shard(shard.id, shard.tag) for shard in table.shards}
     nothing: Any = None
+    masters: Any = _ThreeMasters()
     producer = Producer(
-        nothing,
+        masters,
         table,
         keys,
         None,
@@ -145,7 +151,7 @@ def instant_producer(shards: int) -> Rig:
         client_pipes=nothing,
     )
     store: Any = InstantStore()
-    producer._pipes = store
+    producer._pipes, producer.loop = store, asyncio.get_running_loop()
     return Rig(producer, store)
 
 

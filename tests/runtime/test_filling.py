@@ -45,6 +45,9 @@ class Sent:
     def full(self, batch: PendingBatch) -> bool:
         return self.filler.full(batch)
 
+    def gather(self, shard: ShardBuffer) -> None:
+        self.filler.gather(shard)
+
     def batches(self) -> list[PendingBatch]:
         return [batch for shard in self.shards for batch in (*shard.closed, shard.open) if batch.keys]
 
