@@ -456,10 +456,11 @@ class Session:
     # -- what is handled later -------------------------------------------------------------------------------
 
     def _open_items(self, step: Step, fetched: Fetched, now_s: float) -> list[list[Message]]:
-        if step.gets:
-            size = sum(map(len, fetched.records)) / len(step.gets)
-            self._bytes_per_item = max(size, 0.5 * self._bytes_per_item, 1.0)
-            self.items_cap = min(self.items_cap * 2, ITEMS_AT_ONCE)
+        if not step.gets:
+            return []
+        size = sum(map(len, fetched.records)) / len(step.gets)
+        self._bytes_per_item = max(size, 0.5 * self._bytes_per_item, 1.0)
+        self.items_cap = min(self.items_cap * 2, ITEMS_AT_ONCE)
         opened = (self._item(item, raw, now_s) for item, raw in zip(step.gets, fetched.records, strict=True))
         return [[message] for message in opened if message is not None]
 

@@ -280,7 +280,9 @@ class Filler:
         fresh = [index for index, (count, had) in enumerate(zip(counts, before, strict=True)) if count and not had]
         for index in fresh:
             shard = self._shards[index]
-            shard.staged, shard.staged_from, shard.staged_since_monotonic_s = True, len(self._chunks), now
+            shard.staged, shard.staged_from = True, len(self._chunks)
+            if not shard.held:
+                shard.staged_since_monotonic_s = now
             if not shard.busy:
                 holding.ready(shard)
         self._chunks.append((now_ms, counts))
