@@ -21,6 +21,7 @@ from shardq.core.backoff import backoff_s
 from shardq.core.compression import Compression
 from shardq.core.records import Headers, Key
 from shardq.errors import QueueFull, ShardqError, StoreRefused, UnknownQueue
+from shardq.runtime.waiting import Waiting
 from shardq.storage import calls
 from shardq.storage.cluster import Confirm, Packed
 from shardq.storage.keys import ShardKeys
@@ -37,6 +38,7 @@ class Owner(Protocol):
     compression: Compression | None
     delivery_timeout_s: float
     loop: asyncio.AbstractEventLoop
+    woken: asyncio.Future[None]
 
     @property
     def confirm(self) -> Confirm | None: ...
@@ -73,8 +75,9 @@ class PendingBatch:
         "opened_monotonic_s",
         "shard",
         "size",
+        "stored_as",
         "values",
-        "waiters",
+        "waiting",
     )
 
     def __init__(self, shard: ShardBuffer) -> None:
@@ -88,8 +91,9 @@ class PendingBatch:
         self.now_ms = 0
         self.size = 0
         self.opened_monotonic_s = 0.0
-        self.waiters: list[asyncio.Future[None]] = []
+        self.waiting: Waiting | None = None
         self.finished = False
+        self.stored_as = ""  # once it is stored: what its messages' ids begin with
         self.bulk = False
         self.entries: tuple[str, ...] = ()
         self.error: ShardqError | None = None
@@ -120,7 +124,7 @@ class PendingBatch:
 
     def id_of(self, index: int) -> str:
         """The id of one of its messages, once it is stored."""
-        return f"{self.shard.id}/{self.entries[0]}/{index}"
+        return f"{self.stored_as}{index}"
 
     @property
     def routes(self) -> list[Key]:
@@ -151,12 +155,14 @@ class PendingBatch:
 
     async def wait(self) -> None:
         """Until it is stored or given up."""
-        if not self.finished:
-            # A bare future each, of a loop that is known: an anyio.Event for all of them costs a send a third more, as
-            # does asking for the running loop (a system call, up to Python 3.11).
-            waiter = self.shard.producer.loop.create_future()
-            self.waiters.append(waiter)
-            await waiter
+        while not self.finished:
+            await (self.waiting or self.attend())
+
+    def attend(self) -> Waiting:
+        """For the first one that waits."""
+        producer = self.shard.producer
+        self.waiting = Waiting(producer.loop, producer.woken)
+        return self.waiting
 
     async def follow(self, index: int) -> tuple[PendingBatch, int]:
         """Until one of its messages is stored or given up: the batch where that was, and its place there."""
@@ -170,6 +176,8 @@ class PendingBatch:
     def end(self, error: ShardqError | None, entries: tuple[str, ...]) -> None:
         """It was stored, or given up: whoever waits goes on."""
         self.error, self.entries = error, entries
+        if entries:
+            self.stored_as = f"{self.shard.id}/{entries[0]}/"
         self._finish()
 
     def move(self, places: list[tuple[PendingBatch, int]]) -> None:
@@ -180,10 +188,9 @@ class PendingBatch:
     def _finish(self) -> None:
         self.finished = True
         self.keys, self.values, self.headers = [], [], None
-        for waiter in self.waiters:
-            if not waiter.done():  # its task may have been cancelled
-                waiter.set_result(None)
-        self.waiters = []
+        if self.waiting is not None:
+            self.waiting.wake()
+            self.waiting = None
 
 
 class ConditionalBatch(PendingBatch):

@@ -184,10 +184,25 @@ class Filler:
         else:
             shard = self.shard_of(key)
             size += len(key) if key is not None else 0
-        if size > self._limits.message_bytes:
+        limits = self._limits
+        if size > limits.message_bytes:
             self.check_size(size)
-        batch, index = self.put(shard, key, value, size, time.time_ns() // 1_000_000)
-        if batch.size > self._limits.batch_bytes or index + 1 >= self._limits.batch_messages:
+        # `put`, written out: this runs for every message.
+        batch = shard.open
+        if batch.size + size > limits.batch_bytes and batch.keys:
+            shard.roll()
+            batch = shard.open
+        now_ms = time.time_ns() // 1_000_000
+        if batch.now_ms != now_ms:
+            self._mark(batch, now_ms)
+        keys = batch.keys
+        index = len(keys)
+        keys.append(key)
+        batch.values.append(value)
+        size += MESSAGE_OVERHEAD_BYTES
+        self.buffered_bytes += size
+        batch.size = filled = batch.size + size
+        if filled > limits.batch_bytes or index + 1 >= limits.batch_messages:
             shard.roll()
         if not shard.busy:
             shard.start()

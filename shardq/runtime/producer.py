@@ -118,6 +118,8 @@ class Producer:
             tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
             self.loop = asyncio.get_running_loop()
+            self.woken = self.loop.create_future()
+            self.woken.set_result(None)
             self._pipes = Pipes(self._cluster, tasks, self._on_retry)
             if self._source is not None:
                 self._rerouting = Rerouting(self, self._filler, self._source, self._most_messages, tasks.start_soon)
@@ -222,10 +224,15 @@ class Producer:
             # Everything that waits stands here: a coroutine less a message is worth having.
             if self._pipes is None or self._filler.buffered_bytes > self._max_buffered_bytes:
                 await self._wait_for_space(self.delivery_timeout_s)
-            batch, index = self._put(key, value, headers)
-            await batch.wait()
-            if batch.moved is not None:
-                batch, index = await batch.follow(index)
+            if headers is None:
+                batch, index = self._filler.put_one(key, value)
+            else:
+                batch, index = self._put(key, value, headers)
+            while not batch.finished:
+                await (batch.waiting or batch.attend())
+            if batch.stored_as:
+                return f"{batch.stored_as}{index}"
+            batch, index = await batch.follow(index)
             return self._id_of(batch, index)
         wanted = condition(delay, at, dedupe_id, dedupe_window)
         batch, index, _ = await self._put_conditional(key, value, headers, wanted, self._job_ms)
@@ -291,7 +298,7 @@ class Producer:
                     key, value = item if values is None else values.pair(item)
                     if self._pipes is None or self._filler.buffered_bytes > self._max_buffered_bytes:
                         await self._wait_for_space(self.delivery_timeout_s)
-                    batch, _ = self._put(key, value, None)
+                    batch, _ = self._filler.put_one(key, value)
                     batch.bulk = True
                     sent += 1
                     if sent % CHUNK == 0:
