@@ -24,7 +24,7 @@ from anyio.abc import TaskGroup
 from shardq.core.backoff import backoff_s
 from shardq.errors import StoreError, StoreUnavailable
 from shardq.runtime.tasks import one_error
-from shardq.storage.bells import Node, Subscription
+from shardq.storage.bells import Node, Subscription, Told
 from shardq.storage.cluster import Cluster
 from shardq.storage.trouble import Trouble
 
@@ -206,7 +206,7 @@ class Subscriptions:
             link.fresh = list(link.channels.values())
             with one_error():
                 async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(self._hear, link, subscription)
+                    tasks.start_soon(self._hear, link, subscription, tasks)
                     await self._keep(link, subscription)
                     tasks.cancel_scope.cancel()
 
@@ -227,13 +227,12 @@ class Subscriptions:
             link.answered = False
             await _ask(subscription, [link.next_probe()])
 
-    async def _hear(self, link: _Link, subscription: Subscription) -> None:
-        while True:
-            told = await subscription.next()
+    async def _hear(self, link: _Link, subscription: Subscription, tasks: TaskGroup) -> None:
+        def tell(told: Told) -> None:
             link.answered = True
             channel = link.channels.get(told.channel)
             if channel is None:
-                continue
+                return
             if told.kind == "message":
                 channel.came(told.origin, told.payload)
             elif told.kind == "stands" and not channel.standing:
@@ -244,11 +243,13 @@ class Subscriptions:
                 self._outdated = True
                 self._changed.set()
             elif told.trouble is not None:
-                await self._cope(channel, told.trouble)
+                self._detach(channel)
+                tasks.start_soon(self._cope, told.trouble)
 
-    async def _cope(self, channel: Channel, trouble: Trouble) -> None:
-        """A node refused the channel: it is tried again where the slot went, or when the channels are regrouped."""
-        self._detach(channel)
+        await subscription.hear(tell)
+
+    async def _cope(self, trouble: Trouble) -> None:
+        """A node refused a channel: it is tried again where the slot went, or when the channels are regrouped."""
         if trouble.action == "moved":
             await self._cluster.follow(trouble)
             self._changed.set()

@@ -7,7 +7,7 @@ nothing: re-subscribing after a broken connection or a moved slot is the runtime
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +18,9 @@ from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
 from shardq.errors import StoreUnavailable
 from shardq.storage.cluster import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, pack_command
 from shardq.storage.trouble import NO_REPLY, Trouble, classify
+from shardq.storage.wire import Room, Wire
+
+ROOM_BYTES = 16 * 1024
 
 Node = ClusterNode  # by this name for those who only hand one on
 
@@ -82,19 +85,25 @@ class Subscription:
         except (RedisError, OSError) as error:
             raise self._broken() from error
 
-    async def next(self) -> Told:
-        """Waits for what the node says next."""
+    async def hear(self, tell: Callable[[Told], None]) -> None:
+        """Calls `tell` for all that the node says, in the turn of the event loop in which it comes, while it lives."""
+
+        def heard(reply: Any) -> bool:
+            if not isinstance(reply, ResponseError):
+                told = _told(reply)
+            elif self._unanswered:
+                told = Told("refused", self._unanswered[0], trouble=classify(reply, self._node.name))
+            else:
+                raise reply
+            if told.kind in ("stands", "refused") and self._unanswered:
+                self._unanswered.popleft()
+            tell(told)
+            return False
+
         try:
-            told = _told(await self._connection.read_response())
-        except ResponseError as error:
-            if not self._unanswered:
-                raise self._broken() from error
-            told = Told("refused", self._unanswered[0], trouble=classify(error, self._node.name))
+            await Wire.of(self._connection, Room(ROOM_BYTES)).read(heard)
         except (RedisError, OSError, *NO_REPLY) as error:
             raise self._broken() from error
-        if told.kind in ("stands", "refused") and self._unanswered:
-            self._unanswered.popleft()
-        return told
 
     def _broken(self) -> StoreUnavailable:
         return StoreUnavailable(f"the subscription at {self._node.name} broke; it is made again")

@@ -7,10 +7,8 @@ Retries live in `pipes.py`, meaning in the functions. Starts no task.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import random
-import select
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -55,6 +53,7 @@ from shardq.storage.trouble import (
     unanswered,
     unreachable,
 )
+from shardq.storage.wire import Room, Wire
 
 ANSWER_TIMEOUT_S = 3.0
 SLOWEST_LINK_BYTES_PER_S = 512 * 1024  # so much longer may the answer to a large write take
@@ -63,6 +62,7 @@ REFRESH_TIMEOUT_S = 2.0
 REFRESH_ASK_S = 0.7  # one node's share of it: the next one is asked when it hangs
 REFRESH_FIRST_S, REFRESH_LAST_S = 0.2, 1.0  # between two of them, growing while they bring no news
 MOST_STRANGERS = 16
+ROOM_BYTES = 256 * 1024  # of replies that are taken from a socket at once
 WAIT_TIMEOUT_S = 1.0
 WAIT_TIMEOUT_MS = int(WAIT_TIMEOUT_S * 1000)
 FSYNC_TIMEOUT_MS = 2500  # `appendfsync everysec` takes a second, on master and replica side by side, and a bad one two
@@ -132,58 +132,68 @@ def _unconfirmable(error: ResponseError, node: str) -> str:
     return ""
 
 
-async def _is_clean(connection: Connection) -> bool:
-    """Whether a connection that lay idle may be written to: what is written to one that the server has closed since
-    could not be told from what got lost on its way. No reply is due, so there is nothing to be read but the end."""
-    writer = connection._writer  # redis-py itself asks the event loop, which may not have looked since
-    if writer is None or writer.is_closing() or connection.should_reconnect() or await connection.can_read():
-        return False
-    look = select.poll()
-    look.register(writer.get_extra_info("socket").fileno(), select.POLLIN)
-    return not look.poll(0)
+SETTLED = object()
+"""In place of a reply that was handed on already."""
+
+Settle = Callable[[int, Any], None]
 
 
-async def _reply(connection: Connection) -> Any:
-    """The next reply, as `read_response` gives it. One that came with the reply before is taken from hiredis itself:
-    there are up to 64 in one answer, and redis-py's way to each is four coroutines."""
-    parser: Any = connection._parser
-    try:
-        reply = parser._reader.gets()
-    except RedisError:  # no protocol that is known: redis-py meets it again, and breaks the connection off
-        reply = NOT_ENOUGH_DATA
-    if reply is NOT_ENOUGH_DATA:
-        return await connection.read_response()
-    if isinstance(reply, RedisError):
-        if not isinstance(reply, ResponseError):  # as redis-py does: a node that is loading is asked anew
-            await connection.disconnect(nowait=True)
-        raise reply
-    return reply
+class _Replies:
+    """The replies to what one write carried, in the order of its calls."""
 
+    def __init__(self, node: str, calls: Sequence[Packed], confirm: Confirm | None, settle: Settle | None) -> None:
+        self._node, self._calls, self._confirm = node, calls, confirm
+        self._settle = settle if confirm is None else None
+        self._asked = False
+        self.taken: list[Any] = []
+        self.confirmation: Any = None
+        self.failure: Exception | None = None
+        self.short = False
 
-class _TimeLimit:
-    """Breaks off a connection when an answer is late. Each exchange has one: a timer of the event loop's own costs a
-    fraction of a cancel scope."""
+    @property
+    def unconfirmed(self) -> bool:
+        """Whether all was answered but the WAIT behind it."""
+        return len(self.taken) == len(self._calls) and self.confirmation is None
 
-    __slots__ = ("_connection", "_timer", "over", "seconds")
+    def hear(self, reply: Any) -> bool:
+        """Takes the next one; true when it was the last."""
+        taken, calls = self.taken, self._calls
+        if len(taken) == len(calls):
+            self.confirmation = reply
+            return True
+        if calls[len(taken)].asking and not self._asked:
+            self._asked = True
+            if isinstance(reply, ResponseError):
+                raise reply
+            return False
+        self._asked = False
+        if isinstance(reply, ResponseError):
+            trouble = classify(reply, self._node)
+            trouble.error.__cause__ = redacted(reply)
+            taken.append(trouble)
+        elif self._settle is None:
+            taken.append(reply)
+        else:
+            taken.append(SETTLED)
+            try:
+                self._settle(len(taken) - 1, reply)
+            except Exception as error:  # no fault of the connection's, which has more to say
+                self.failure = self.failure or error
+        return len(taken) == len(calls) and self._confirm is None
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._timer: asyncio.TimerHandle | None = None
-        self.over = False
-        self.seconds = 0.0
-
-    def start(self, seconds: float) -> None:
-        self.seconds = seconds
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._break_off)
-
-    def end(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _break_off(self) -> None:
-        self.over = True
-        if self._connection._writer is not None:
-            self._connection._writer.transport.abort()  # whoever reads or writes finds the connection broken
+    def confirmed(self) -> Trouble | None:
+        """The Trouble of every write before the answer to WAIT when that does not suffice."""
+        confirm, reply = self._confirm, self.confirmation
+        if confirm is None:
+            return None
+        if isinstance(reply, ResponseError):
+            if refused := _unconfirmable(reply, self._node):
+                return Trouble("fail", StoreRefused(refused))
+            # A master that was demoted in between refuses WAIT: what it took may be rolled back.
+            return Trouble("refresh", StoreTimeout(f"{self._node} could not confirm a write: {str(reply)[:40]}"))
+        short = confirm.shortfall(reply)
+        self.short = short is not None
+        return None if short is None else not_replicated(self._node, confirm.replicas, short)
 
 
 class Cluster:
@@ -213,6 +223,7 @@ class Cluster:
         except (ValueError, RedisClusterException, socket.gaierror):
             # Not what it says: it may quote the URL, and that may hold a password.
             raise UsageError(f"the URL is not usable (its host is unknown): {HOW}") from None
+        self._room = Room(ROOM_BYTES)
         self._strangers: dict[str, ClusterNode] = {}
         self._dropped: list[ClusterNode] = []
         self._refreshing: anyio.Event | None = None
@@ -308,7 +319,9 @@ class Cluster:
     def still_has(self, node: ClusterNode) -> bool:
         """Whether this very node may still be sent to: false once it has left the cluster, or was made anew."""
         name, nodes = node.name, self._nodes
-        return any(known.get(name) is node for known in (nodes.nodes_cache, self._strangers, nodes.startup_nodes))
+        if nodes.nodes_cache.get(name) is node:
+            return True
+        return self._strangers.get(name) is node or nodes.startup_nodes.get(name) is node
 
     def lists(self, address: tuple[str, int]) -> bool:
         """Whether the topology has a node by that name and port."""
@@ -419,13 +432,21 @@ class Cluster:
         return type(build) is int and build < BUILD
 
     async def exchange(
-        self, node: ClusterNode, calls: Sequence[Packed], *, within_s: float = float("inf")
+        self,
+        node: ClusterNode,
+        calls: Sequence[Packed],
+        *,
+        within_s: float = float("inf"),
+        settle: Settle | None = None,
     ) -> list[Any]:
         """Sends all calls in one write on one connection and reads every reply; never raises for a failed call.
 
         Returns a reply or a Trouble for each call. One WAIT behind the last call covers every call before it, if it is
-        about them (mastership.py). Takes CONNECT_TIMEOUT_S, then ANSWER_TIMEOUT_S and more for a
-        large write, and never longer than `within_s`.
+        about them (mastership.py). Takes CONNECT_TIMEOUT_S, then ANSWER_TIMEOUT_S and more for a large write, and never
+        longer than `within_s`.
+
+        `settle(index, reply)` is given each reply in the turn of the loop in which it comes, where none waits for
+        another's confirmation; SETTLED is returned in its place.
         """
         confirm = next((call.confirm for call in calls if call.confirm is not None), None)
         write = [part for call in calls for part in ((_ASKING, call.data) if call.asking else (call.data,))]
@@ -436,28 +457,38 @@ class Cluster:
             connection = node.acquire_connection()
         except RedisError:  # more connections than the pool may open
             return [unreachable(node.name)] * len(calls)
-        replies: list[Any] = []
+        wire = Wire.of(connection, self._room)
+        replies = _Replies(node.name, calls, confirm, settle)
         broken: Trouble | None = None
-        limit = _TimeLimit(connection)
+        late: Trouble | None = None
         try:
-            if not await self._connected(connection, min(CONNECT_TIMEOUT_S, within_s)):
+            if not await self._connected(connection, wire, min(CONNECT_TIMEOUT_S, within_s)):
                 return [unreachable(node.name)] * len(calls)
             limit_s = ANSWER_TIMEOUT_S + sum(map(len, write)) / SLOWEST_LINK_BYTES_PER_S
-            limit_s = max(0.0, min(limit_s, until - monotonic()))
-            limit.start(limit_s)
-            await self._converse(node, connection, write, calls, confirm, replies)
+            began, history = monotonic(), self.histories.of(node.name)
+            until = min(began + limit_s, until)
+            await wire.read(replies.hear, write, max(0.0, until - began))
+            late = replies.confirmed()
+            self.replicas.unconfirmed = self.replicas.unconfirmed or replies.short
+            if confirm is not None and late is None and monotonic() - began > ROLES_CHANGE_S:
+                late = await self._checked(node, wire, confirm, history, max(0.0, until - monotonic()))
         except (RedisError, OSError, *NO_REPLY) as error:
-            broken = unanswered(node.name, limit.seconds) if limit.over else classify(error, node.name)
-            if limit.over and confirm is not None and len(replies) == len(calls) and limit.seconds < WAIT_TIMEOUT_S:
+            broken = unanswered(node.name, wire.limit_s) if wire.late else classify(error, node.name)
+            if wire.late and confirm is not None and replies.unconfirmed and wire.limit_s < WAIT_TIMEOUT_S:
                 broken = not_replicated(node.name, confirm.replicas, "fewer")  # its own time for that was not over
         finally:
-            limit.end()
             await self._give_back(node, connection)
-        if broken is not None:
-            # What was answered but not confirmed may be on one node only: its outcome is unknown too.
-            replies = [broken if call.confirm else reply for reply, call in zip(replies, calls, strict=False)]
-            replies += [broken] * (len(calls) - len(replies))
-        return replies
+        if replies.failure is not None:
+            raise replies.failure
+        late = broken or late
+        if late is None:
+            return replies.taken
+        # What was answered but not confirmed may be on one node only: its outcome is unknown too.
+        taken = [
+            late if call.confirm and not (late is not broken and isinstance(reply, Trouble)) else reply
+            for reply, call in zip(replies.taken, calls, strict=False)
+        ]
+        return taken + [late] * (len(calls) - len(taken))
 
     async def _give_back(self, node: ClusterNode, connection: Connection) -> None:
         if not self.still_has(node):
@@ -470,9 +501,9 @@ class Cluster:
                 await self._dropped.pop().disconnect_free_connections()
 
     @staticmethod
-    async def _connected(connection: Connection, within_s: float) -> bool:
+    async def _connected(connection: Connection, wire: Wire, within_s: float) -> bool:
         try:
-            if connection.is_connected and not await _is_clean(connection):
+            if connection.is_connected and not await wire.is_clean():
                 await connection.disconnect(nowait=True)
             if not connection.is_connected:
                 with anyio.fail_after(within_s):
@@ -485,59 +516,20 @@ class Cluster:
             return False  # ValueError, OverflowError: a redirect may name any host and port
         return True
 
-    async def _converse(
-        self,
-        node: ClusterNode,
-        connection: Connection,
-        write: list[bytes],
-        calls: Sequence[Packed],
-        confirm: Confirm | None,
-        replies: list[Any],
-    ) -> None:
-        began, history = monotonic(), self.histories.of(node.name)
-        await connection.send_packed_command(write, check_health=False)
-        for call in calls:
-            if call.asking:
-                await connection.read_response()
-            try:
-                replies.append(await _reply(connection))
-            except ResponseError as error:
-                trouble = classify(error, node.name)
-                trouble.error.__cause__ = redacted(error)
-                replies.append(trouble)
-        if confirm is not None:
-            late = await self._confirmed(node, connection, confirm)
-            if late is None and monotonic() - began > ROLES_CHANGE_S:
-                late = await self._checked(node, connection, confirm, history)
-            for index, call in enumerate(calls):
-                if late is not None and call.confirm is not None and not isinstance(replies[index], Trouble):
-                    replies[index] = late
-
-    async def _confirmed(self, node: ClusterNode, connection: Connection, confirm: Confirm) -> Trouble | None:
-        """Reads the answer to WAIT; the Trouble of every write before it when it does not suffice."""
-        try:
-            short = confirm.shortfall(await connection.read_response())
-        except ResponseError as error:
-            if refused := _unconfirmable(error, node.name):
-                return Trouble("fail", StoreRefused(refused))
-            # A master that was demoted in between refuses WAIT: what it took may be rolled back.
-            return Trouble("refresh", StoreTimeout(f"{node.name} could not confirm a write: {str(error)[:40]}"))
-        if short is None:
-            return None
-        self.replicas.unconfirmed = True
-        return not_replicated(node.name, confirm.replicas, short)
-
     async def _checked(
-        self, node: ClusterNode, connection: Connection, confirm: Confirm, history: str
+        self, node: ClusterNode, wire: Wire, confirm: Confirm, history: str, within_s: float
     ) -> Trouble | None:
         """Asks whether an answer to WAIT was about the write before it, from when the node was master of `history`; the
         Trouble when it may not have been. A user who may not ask goes without: `check_primaries` has said so."""
-        await connection.send_packed_command([_REPLICATION], check_health=False)
-        try:
-            info = parsed(await connection.read_response())
-        except NoPermissionError:
+        said: list[Any] = []
+
+        def hear(reply: Any) -> bool:
+            said.append(reply)
+            return True
+
+        await wire.read(hear, [_REPLICATION], within_s)
+        if isinstance(said[0], NoPermissionError):
             return None
-        except ResponseError:
-            info = {}
+        info = {} if isinstance(said[0], ResponseError) else parsed(said[0])
         same = self.histories.told(node.name, info) == history != ""
         return None if same and replicas_confirming(info) >= confirm.replicas else doubtful(node.name)

@@ -31,7 +31,7 @@ from redis.asyncio.cluster import ClusterNode
 
 from shardq.core.backoff import backoff_s
 from shardq.errors import ClosedError, ShardqError, StoreError, StoreUnavailable
-from shardq.storage.cluster import Cluster, Confirm, Packed, pack_call
+from shardq.storage.cluster import SETTLED, Cluster, Confirm, Packed, Settle, pack_call
 from shardq.storage.requests import Call, CallOnce, Pipe, Request, Sending
 from shardq.storage.trouble import Trouble
 
@@ -200,14 +200,20 @@ class Pipes:
             for sending in batch:
                 sending.written_to = pipe.node.name
             longest = max(sending.request.deadline for sending in batch) - now
-            replies = await self.cluster.exchange(pipe.node, packed, within_s=longest)
+            # Replies are settled as they come. Whoever waited for one has its turn before this task has: what they send
+            # next is in the next write.
+            replies = await self.cluster.exchange(pipe.node, packed, within_s=longest, settle=_settler(batch))
+            pending = False
             for sending, reply in zip(batch, replies, strict=True):
-                sending.written_to = ""
+                if reply is SETTLED:
+                    continue
+                pending, sending.written_to = True, ""
                 if isinstance(reply, Trouble):
                     self._tasks.start_soon(self._again, sending, reply, pipe.node)
                 else:
                     sending.request.settle(reply)
-            await anyio.lowlevel.checkpoint()
+            if pending:
+                await anyio.lowlevel.checkpoint()
             away = isinstance(reply, Trouble) and reply.away
             failures = failures + 1 if away else 0
             if away:
@@ -267,3 +273,12 @@ class Pipes:
 
     def _pause(self, tries: int) -> float:
         return backoff_s(tries, BACKOFF_FIRST_S, BACKOFF_LAST_S, self._chance())
+
+
+def _settler(batch: Sequence[Sending]) -> Settle:
+    def settle(index: int, reply: Any) -> None:
+        sending = batch[index]
+        sending.written_to = ""
+        sending.request.settle(reply)
+
+    return settle

@@ -1,19 +1,40 @@
-"""A node that answers any bytes: what redis-py's parser makes of them, through Cluster.exchange. Opens no socket."""
+"""A node that answers any bytes: what the parser makes of them, through Cluster.exchange. Connects to nothing."""
 
 from __future__ import annotations
 
 import asyncio
 import re
+import socket
+from types import SimpleNamespace
 from typing import Any, cast
 
-import hiredis
 from redis._parsers.base import BaseParser
 from redis.asyncio.cluster import ClusterNode
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import InvalidResponse, ResponseError
 
 from shardq.storage.cluster import Cluster, Packed, confirm_fsync, confirm_replicas, pack_command
 from shardq.storage.trouble import Trouble
+
+
+class _Transport:
+    """Stands for the socket."""
+
+    def __init__(self) -> None:
+        self.protocol: Any = asyncio.Protocol()
+
+    def get_protocol(self) -> Any:
+        return self.protocol
+
+    def set_protocol(self, protocol: Any) -> None:
+        self.protocol = protocol
+
+    def get_extra_info(self, _: str) -> Any:
+        return _SOCKET
+
+    def is_closing(self) -> bool:
+        return False
+
+    def abort(self) -> None:
+        pass
 
 
 class _Connection:
@@ -22,8 +43,9 @@ class _Connection:
     is_connected = False
 
     def __init__(self, answer: bytes) -> None:
-        self._reader = hiredis.Reader(protocolError=InvalidResponse, replyError=BaseParser.parse_error)
-        self._reader.feed(answer)
+        self._answer = answer
+        self._writer = SimpleNamespace(transport=_Transport())
+        self._parser = SimpleNamespace(parse_error=BaseParser.parse_error)
 
     async def connect(self) -> None:
         pass
@@ -32,15 +54,11 @@ class _Connection:
         pass
 
     async def send_packed_command(self, *_: Any, **__: Any) -> None:
-        pass
-
-    async def read_response(self) -> Any:
-        reply = self._reader.gets()
-        if reply is False:
-            raise RedisConnectionError("it broke off")
-        if isinstance(reply, ResponseError):
-            raise reply
-        return reply
+        protocol = self._writer.transport.protocol
+        count = len(self._answer)
+        protocol.get_buffer(-1)[:count] = self._answer
+        protocol.buffer_updated(count)
+        protocol.eof_received()
 
 
 class _Node:
@@ -56,6 +74,7 @@ class _Node:
         pass
 
 
+_SOCKET = socket.socket()  # there to be asked for its number
 _CLUSTER = Cluster("redis://127.0.0.1:7000")
 _CALL = pack_command("PING")
 _CALLS = (

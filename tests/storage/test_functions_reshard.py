@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+import anyio
 import pytest
 
 import shardq
@@ -14,7 +16,7 @@ from shardq.core.session import Put
 from shardq.errors import UnknownGroup, UnknownQueue
 from shardq.ops.local_cluster import LocalCluster
 from shardq.storage import calls, groups, queues, reshard, schedules
-from shardq.storage.bells import Subscription
+from shardq.storage.bells import Subscription, Told
 from shardq.storage.calls import Acquired
 from shardq.storage.groups import Start
 from shardq.storage.keys import ShardKeys
@@ -186,19 +188,22 @@ async def listening(made: Split) -> AsyncIterator[Callable[[], Awaitable[list[tu
     node = made.client.cluster.node_of(made.shard.slot)
     assert node is not None
     bells = [child.bell for child in made.children]
-    async with Subscription(node) as heard:
-        await heard.subscribe(bells)
+    told: asyncio.Queue[Told] = asyncio.Queue()
+    async with Subscription(node) as subscription, anyio.create_task_group() as tasks:
+        tasks.start_soon(subscription.hear, told.put_nowait)
+        await subscription.subscribe(bells)
         for _ in bells:
-            assert (await heard.next()).kind == "stands"
+            assert (await told.get()).kind == "stands"
 
         async def rings() -> list[tuple[str, bytes]]:
             await made.command("SPUBLISH", bells[0], "end")
             found = []
-            while (told := await heard.next()).payload != b"end":
-                found.append((told.channel, told.payload))
+            while (ring := await told.get()).payload != b"end":
+                found.append((ring.channel, ring.payload))
             return found
 
         yield rings
+        tasks.cancel_scope.cancel()
 
 
 # -- sealing -----------------------------------------------------------------------------------------------------------

@@ -85,8 +85,9 @@ async def test_looking_at_an_unchanged_topology_keeps_the_connections(own_cluste
                 await client.pipes.command(slot, PING)
         made = [reached(own_cluster, node)[0] - count for node, count in enumerate(before)]
         assert client.cluster.topology_version == version
-        # Each of these counts is taken over a connection of its own; asking for the topology may open a second one.
-        assert all(count <= 2 for count in made), made
+        # Each of these counts is taken over a connection of its own; asking for the topology may open a second one, and
+        # a call a third: it ends when its reply is there, which is before its connection is back in the pool.
+        assert all(count <= 3 for count in made), made
 
 
 async def test_those_who_ask_while_the_topology_is_read_wait_for_the_one_reading(own_cluster: LocalCluster) -> None:
