@@ -118,6 +118,8 @@ class ShardOwner:
         else:
             self._stands = True
         self._rouse()
+        if self.held is not None:
+            self._pipes.expect(self._keys.slot)  # the step that looks is written in the turn in which it is built
 
     def deaf(self) -> None:
         """The bell can't be heard any more: the shard is polled faster."""

@@ -66,7 +66,7 @@ class Runners:
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
         self._runners = [_Runner() for _ in range(settings.concurrency)]
-        self._idle: list[anyio.Event] = []
+        self._idle: list[asyncio.Future[None]] = []
         self._alone: OwnedShard | None = None
         self.limits: Limits | None = None
         self.limiter: GroupLimiter | None = None
@@ -160,8 +160,11 @@ class Runners:
     def wake(self, count: int) -> None:
         """Wakes as many idle runners as there is work for."""
         self._tell_turn()
-        for _ in range(min(count, len(self._idle))):
-            self._idle.pop().set()
+        while count > 0 and self._idle:
+            waiter = self._idle.pop()
+            if not waiter.done():  # its task may have been cancelled
+                waiter.set_result(None)
+                count -= 1
 
     def _tell_turn(self) -> None:
         """Notes when the next turn of the event loop begins: what all runners do in one counts together."""
@@ -175,13 +178,14 @@ class Runners:
 
     async def rest(self) -> None:
         """A runner without work waits here."""
-        event = anyio.Event()
-        self._idle.append(event)
+        loop = self._loop or asyncio.get_running_loop()
+        waiter = loop.create_future()
+        self._idle.append(waiter)
         try:
-            await event.wait()
+            await waiter
         finally:
-            if not event.is_set():
-                self._idle.remove(event)
+            if waiter.cancelled() and waiter in self._idle:
+                self._idle.remove(waiter)
 
     async def _keep_serving(self, runner: _Runner) -> None:
         while True:

@@ -32,7 +32,7 @@ from redis.asyncio.cluster import ClusterNode
 from shardq.core.backoff import backoff_s
 from shardq.errors import ClosedError, ShardqError, StoreError, StoreUnavailable
 from shardq.storage.cluster import SETTLED, Cluster, Confirm, Packed, Settle, pack_call
-from shardq.storage.requests import Call, CallOnce, Pipe, Request, Sending
+from shardq.storage.requests import Call, CallOnce, OpenCalls, Pipe, Request, Sending
 from shardq.storage.trouble import Trouble
 
 BACKOFF_FIRST_S = 0.02
@@ -54,7 +54,7 @@ class Pipes:
         self.cluster = cluster
         self._tasks = tasks
         self._pipes: dict[str, Pipe] = {}
-        self._calls: set[Call] = set()
+        self._calls = OpenCalls()
         self._swept_version = -1
         self._chance = chance
         self._on_retry = on_retry  # told the action of each Trouble that a request is sent again for
@@ -64,6 +64,14 @@ class Pipes:
         sending = Sending(request)
         self._route(sending)
         return sending
+
+    def expect(self, slot: int) -> None:
+        """A task that was just woken is about to submit a request: the sender of its node is woken behind it, and sends
+        in the same turn of the event loop. Nothing is amiss if none comes."""
+        node = self.cluster.node_of(slot)
+        pipe = self._pipes.get(node.name) if node is not None else None
+        if pipe is not None:
+            pipe.rouse()
 
     def submit_after(self, request: Request, pause_s: float) -> None:
         """The same after a pause."""
@@ -95,7 +103,7 @@ class Pipes:
         self._calls.add(call)
         try:
             self._route(sending)
-            if await call.wait(timeout_s):
+            if await call.wait():
                 return call.outcome()
             raise sending.given_up()
         finally:
@@ -108,7 +116,7 @@ class Pipes:
         """Sends many commands that are safe to repeat, each to its slot; their replies, in order. Raises the
         error of the first one that failed."""
         deadline = monotonic() + timeout_s
-        return await self._answers([Call(slot, Packed(data), deadline) for slot, data in commands], deadline)
+        return await self._answers([Call(slot, Packed(data), deadline) for slot, data in commands])
 
     async def each(
         self, commands: Sequence[tuple[int, bytes]], *, timeout_s: float = DEFAULT_TIMEOUT_S
@@ -116,7 +124,7 @@ class Pipes:
         """The same where some may fail: for each command its reply, or the error it ended with."""
         deadline = monotonic() + timeout_s
         calls = [Call(slot, Packed(data), deadline) for slot, data in commands]
-        await self._all_end(calls, deadline)
+        await self._all_end(calls)
         return [call.reply if call.error is None else call.error for call in calls]
 
     async def commands_once(
@@ -130,7 +138,7 @@ class Pipes:
         deadline = monotonic() + timeout_s
         calls = [CallOnce(slot, Packed(data), deadline) for data in commands]
         try:
-            return await self._answers(calls, deadline)
+            return await self._answers(calls)
         except StoreError as error:
             carried_out = any(call.done and call.error is None for call in calls)
             if not carried_out or error.outcome_unknown:
@@ -139,29 +147,29 @@ class Pipes:
             partly.outcome_unknown = True
             raise partly from error
 
-    async def _answers(self, calls: Sequence[Call], deadline: float) -> list[Any]:
-        await self._all_end(calls, deadline)
+    async def _answers(self, calls: Sequence[Call]) -> list[Any]:
+        await self._all_end(calls)
         return [call.outcome() for call in calls]
 
-    async def _all_end(self, calls: Sequence[Call], deadline: float) -> None:
+    async def _all_end(self, calls: Sequence[Call]) -> None:
         """Sends the calls and waits for all; those that nobody waits for any longer are not sent if they were not."""
         sendings = [Sending(call) for call in calls]
-        self._calls.update(calls)
+        for call in calls:
+            self._calls.add(call)
         try:
             for sending in sendings:
                 self._route(sending)
             for call, sending in zip(calls, sendings, strict=True):
-                if not await call.wait(deadline - monotonic()):
+                if not await call.wait():
                     call.fail(sending.given_up())
         finally:
-            self._calls.difference_update(calls)
-            for sending in sendings:
+            for call, sending in zip(calls, sendings, strict=True):
+                self._calls.discard(call)
                 sending.leave()
 
     def close(self) -> None:
         """Ends every call that a task still waits for; the pipes' own tasks end with their group."""
-        for call in self._calls:
-            call.fail(ClosedError("the client was closed with this call under way: it may have been carried out"))
+        self._calls.fail(ClosedError("the client was closed with this call under way: it may have been carried out"))
 
     def _route(self, sending: Sending) -> None:
         if self._swept_version != self.cluster.topology_version:

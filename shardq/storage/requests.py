@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from time import monotonic
 from typing import Any, Protocol
 
 from redis.asyncio.cluster import ClusterNode
@@ -65,15 +66,15 @@ class Call:
         if not self._future.done():  # its task was cancelled, or its time is over
             self._future.set_result(None)
 
-    async def wait(self, within_s: float) -> bool:
-        """Whether it ended within so many seconds."""
+    async def wait(self) -> bool:
+        """Whether it ended before its time was over, which `OpenCalls` looks after."""
         if not self.done:
-            timer = self._future.get_loop().call_later(within_s, self._wake)
-            try:
-                await self._future
-            finally:
-                timer.cancel()
+            await self._future
         return self.done
+
+    def expire(self) -> None:
+        """Its time is over: whoever waits for it waits no longer."""
+        self._wake()
 
     def outcome(self) -> Any:
         """The reply of one that is done; raises what it ended with."""
@@ -81,16 +82,48 @@ class Call:
             raise self.error
         return self.reply
 
-    async def result(self) -> Any:
-        if not self.done:
-            await self._future
-        return self.outcome()
-
 
 class CallOnce(Call):
     """A call that must not be carried out twice: sent again only while it is certain that it was not carried out."""
 
     __slots__ = ()
+
+
+class OpenCalls:
+    """Calls that tasks wait for. One timer for all ends those whose time is over: nearly none comes to that."""
+
+    def __init__(self) -> None:
+        self._calls: set[Call] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_monotonic_s = 0.0
+
+    def add(self, call: Call) -> None:
+        self._calls.add(call)
+        if self._timer is None or call.deadline < self._timer_monotonic_s:
+            self._look_at(call.deadline)
+
+    def discard(self, call: Call) -> None:
+        self._calls.discard(call)
+
+    def fail(self, error: ShardqError) -> None:
+        """Ends all of them."""
+        for call in self._calls:
+            call.fail(error)
+
+    def _look_at(self, moment_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_monotonic_s = moment_s
+        self._timer = asyncio.get_running_loop().call_later(max(moment_s - monotonic(), 0.0), self._look)
+
+    def _look(self) -> None:
+        self._timer, now = None, monotonic()
+        left = [call.deadline for call in self._calls if call.deadline > now]
+        for call in self._calls:
+            if call.deadline <= now:
+                call.expire()
+        if left:
+            self._look_at(min(left))
 
 
 class Sending:
@@ -136,25 +169,29 @@ class Pipe:
         self.node = node
         self.waiting: deque[Sending] = deque()
         self.retired = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._sender: asyncio.Future[None] | None = None
         self._left = 0
 
     def put(self, sending: Sending) -> None:
         sending.pipe = self
         self.waiting.append(sending)
-        self._rouse()
+        self.rouse()
 
     def retire(self) -> None:
         self.retired = True
-        self._rouse()
+        self.rouse()
 
-    def _rouse(self) -> None:
+    def rouse(self) -> None:
+        """The sender looks what waits."""
         if self._sender is not None and not self._sender.done():
             self._sender.set_result(None)
 
     async def more(self) -> None:
         """The sender waits here until something waits, or it is to end."""
-        self._sender = asyncio.get_running_loop().create_future()
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()  # a system call, up to Python 3.11
+        self._sender = self._loop.create_future()
         try:
             await self._sender
         finally:

@@ -86,7 +86,8 @@ class Rig:
         """An append, or an append_each of `each` messages."""
         call = Call(self.shard.slot, packed, anyio.current_time() + TIMEOUT_S)
         self.pipes.submit(call)
-        return calls.read_append(await call.result(), each=each)
+        await call.wait()
+        return calls.read_append(call.outcome(), each=each)
 
     async def tune(self, **settings: str | int) -> None:
         """Sets what the shard knows of its queue's settings."""
