@@ -132,7 +132,7 @@ class Rig:
 
 
 def instant_producer(shards: int) -> Rig:
-    """A producer with its defaults (queue.py), and no Redis anywhere."""
+    """A producer with its defaults (queue.py), and no Redis anywhere. Made inside the event loop."""
     table = RoutingTable.equal(shards)
     keys = {shard.id: Keys("shardq", "q").shard(shard.id, shard.tag) for shard in table.shards}
     nothing: Any = None
@@ -151,7 +151,10 @@ def instant_producer(shards: int) -> Rig:
         client_pipes=nothing,
     )
     store: Any = InstantStore()
-    producer._pipes, producer.loop = store, asyncio.get_running_loop()
+    producer._pipes = store
+    producer.loop = asyncio.get_running_loop()
+    producer.woken = producer.loop.create_future()
+    producer.woken.set_result(None)
     return Rig(producer, store)
 
 
