@@ -25,6 +25,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse
 
 _NOT_ENOUGH = object()
+_NEVER = float("inf")
 
 Heard = Callable[[Any], bool]
 
@@ -88,15 +89,14 @@ class Wire(asyncio.BufferedProtocol):
             return False
         return not self._poll.poll(0)  # the event loop may not have looked since
 
-    async def read(self, heard: Heard, write: Sequence[bytes] = (), within_s: float = float("inf")) -> None:
+    async def read(self, heard: Heard, write: Sequence[bytes] = (), within_s: float = _NEVER) -> None:
         """Writes, and calls `heard` for each reply until it says that this was the last one. Errors of Redis are
         replies too. Raises what redis-py does when the connection breaks, and what `heard` raises. When it is not over
         in time the connection is broken off, and `late` is true."""
         transport = self._meet()
         self._heard, self.late, self.limit_s = heard, False, within_s
         ended = self._ended = self._loop.create_future()
-        if within_s != float("inf"):
-            self._limit(within_s)
+        self._limit(within_s)
         transport.set_protocol(self)
         try:
             if write:
@@ -113,6 +113,8 @@ class Wire(asyncio.BufferedProtocol):
 
     def _limit(self, seconds: float) -> None:
         self._until_monotonic_s = until = monotonic() + seconds
+        if until == _NEVER:
+            return
         if self._timer is not None and self._timer.when() > until:
             self._timer.cancel()
             self._timer = None
@@ -121,7 +123,7 @@ class Wire(asyncio.BufferedProtocol):
 
     def _look(self) -> None:
         self._timer = None
-        if self._ended is None:
+        if self._ended is None or self._until_monotonic_s == _NEVER:
             return
         left = self._until_monotonic_s - monotonic()
         if left > 0:

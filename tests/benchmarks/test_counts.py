@@ -284,7 +284,7 @@ async def test_handling(
 async def test_from_a_send_to_its_handler(
     cluster: LocalCluster, fresh: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One message at a time, to a queue that is idle: a send, a bell, a step, and the commit that goes with the next."""
+    """One message at a time, to an idle queue: a send, a bell, a step, and the commit that goes with the next."""
     pairs = make_pairs(SINGLE)
     turns = 0
     run_once = asyncio.BaseEventLoop._run_once  # type: ignore[attr-defined]  # there is no public way to count turns

@@ -1,10 +1,9 @@
-"""A node that answers any bytes: what the parser makes of them, through Cluster.exchange. Connects to nothing."""
+"""A node that answers any bytes: what the parser makes of them, through Cluster.exchange. Opens no socket."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-import socket
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -28,7 +27,7 @@ class _Transport:
         self.protocol = protocol
 
     def get_extra_info(self, _: str) -> Any:
-        return _SOCKET
+        return SimpleNamespace(fileno=lambda: 0)
 
     def is_closing(self) -> bool:
         return False
@@ -74,7 +73,6 @@ class _Node:
         pass
 
 
-_SOCKET = socket.socket()  # there to be asked for its number
 _CLUSTER = Cluster("redis://127.0.0.1:7000")
 _CALL = pack_command("PING")
 _CALLS = (
