@@ -45,7 +45,8 @@ class Sender:
             pipes = Pipes(self.shard.client.cluster, tasks, self.retries.append)
             call = Call(self.shard.shard.slot, packed, anyio.current_time() + LONG_S)
             pipes.submit(call)
-            assert calls.read_append(await call.result()).status == "OK"
+            await call.wait()
+            assert calls.read_append(call.outcome()).status == "OK"
             tasks.cancel_scope.cancel()
 
 
