@@ -187,7 +187,9 @@ class Filler:
         limits = self._limits
         if size > limits.message_bytes:
             self.check_size(size)
-        # `put`, written out: this runs for every message.
+        if shard.staged:
+            self.gather(shard)
+        # `_add`, written out: this runs for every message.
         batch = shard.open
         if batch.size + size > limits.batch_bytes and batch.keys:
             shard.roll()

@@ -17,7 +17,6 @@ from typing import Any
 
 import anyio
 import hiredis
-from redis._parsers.hiredis import NOT_ENOUGH_DATA
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.connection import Connection
 from redis.asyncio.retry import Retry
