@@ -30,6 +30,7 @@ from shardq.runtime.client import Client, connect
 
 BENCHMARK_SHARE = 2  # redis-benchmark sends so many times more: with threads it looks at the clock every 250 ms
 PIPELINE_SHARE = 10  # redis-py's pipelines send this much less: they are so much slower, and their rate is steady
+READ_SHARE = 4  # and its readers so much less: still their rounds are the longer ones
 
 Say = Callable[[str], None]
 
@@ -113,21 +114,21 @@ def _consume_sides(client: Client, peers: Peers, sizes: Sizes, _say: Say) -> lis
     shardq = Shardq(client, sizes.shards, pairs)
 
     async def fill_streams() -> None:
-        await to_thread.run_sync(peers.fill, sizes.messages, pairs[0][1])
+        await to_thread.run_sync(peers.fill, few, pairs[0][1])
 
     async def read() -> Counted:
         return await to_thread.run_sync(peers.consume)
 
     what = f"xreadgroup(count={DEPTH}) and xack of those, {sizes.shards} streams"
-    count = sizes.messages
+    count, few = sizes.messages, max(1, sizes.messages // READ_SHARE)
     return [
         Side("shardq", "shardq.Worker, @worker.batch_handler", count, shardq.handle_lists, shardq.fill),
         Side("shardq-handler", "shardq.Worker, @worker.handler", count, shardq.handle_each, shardq.fill),
-        Side("redis-py", f"redis.cluster.RedisCluster: {what} one after the other", count, read, fill_streams),
+        Side("redis-py", f"redis.cluster.RedisCluster: {what} one after the other", few, read, fill_streams),
         Side(
             "redis-py-asyncio",
             f"redis.asyncio.RedisCluster: {what} {bench_peers.READERS} side by side",
-            count,
+            few,
             peers.consume_asyncio,
             fill_streams,
         ),
