@@ -25,8 +25,8 @@ async def measure(options: Options, say: Say) -> Result:
     result.notes += [
         "shardq is the batch handler, shardq-handler an async function called for each message; both do nothing.",
         "redis-py reads and acknowledges 500 entries at a time; redis-py-asyncio does so on 12 streams side by side.",
-        "redis-py reads a quarter of the messages: its rounds are still longer than shardq's, which with as few would be "
-        "over in a third of a second.",
+        "redis-py reads a quarter of the messages: its rounds are still longer than shardq's, which with as few would "
+        "be over in a third of a second.",
         "shardq's time ends when Redis has counted every message as acknowledged.",
     ]
     return result
