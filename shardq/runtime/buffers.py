@@ -225,6 +225,10 @@ class ConditionalBatch(PendingBatch):
     def read(self, reply: Any) -> calls.Appended:
         return calls.read_append(reply, each=self.count)
 
+    def _finish(self) -> None:
+        super()._finish()
+        self.items, self._routes = [], []
+
     def id_of(self, index: int) -> str:
         entry = self.entries[index]
         # An entry that names its shard: a message of that dedupe id was stored on another one of the home before.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from math import gcd
 from time import monotonic
@@ -62,11 +62,9 @@ class Segment(NamedTuple):
 class Filler:
     """The one that fills the batches of `shards`, which stand in the order of the table."""
 
-    def __init__(
-        self, shards: Sequence[ShardBuffer], table: RoutingTable, limits: Limits, masters: Callable[[], int] = lambda: 1
-    ) -> None:
+    def __init__(self, shards: Sequence[ShardBuffer], table: RoutingTable, limits: Limits) -> None:
         self._limits = limits
-        self.holding = Holding(masters)
+        self.holding = Holding()
         self._room = 0
         self._chunks: list[tuple[int, list[int]]] = []  # when, and how many each shard had then; some of it is staged
         self.buffered_bytes = 0
@@ -308,7 +306,7 @@ class Filler:
             self._close_full(counts)
         if not holding.active or len(self._chunks) >= CHUNKS_KEPT:
             self.gather_all()
-        holding.chunk_ended()
+        holding.start_due()
 
     def _close_full(self, counts: Sequence[int]) -> None:
         """What fills a batch need not wait."""

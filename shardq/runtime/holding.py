@@ -1,8 +1,8 @@
 """Which shards of a bulk send wait for more messages before their next call. Sends nothing, runs no timer.
 
 With hundreds of shards a chunk brings each of them a few messages, and a call that carries a few costs about as much as
-one that carries hundreds. So while a send_many goes on, no more than CALLS_EACH calls for each master are under way;
-the other shards gather more messages until it is their turn.
+one that carries hundreds. So while a send_many goes on, no more than CALLS calls are under way; the other
+shards gather more messages until it is their turn.
 
 Invariants:
 - Only what chunks brought waits, and only while another chunk is sure to be taken or to end the send. A `send` takes
@@ -14,22 +14,22 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
 
 from shardq.errors import ClosedError
 from shardq.runtime.buffers import ShardBuffer
 
-CALLS_EACH = 16  # fewer share a write badly, more leave each with fewer messages
+# Fewer share a write badly, more leave each with fewer messages: 16 for each of three masters made a tenth more calls.
+CALLS = 16
 LONGEST_S = 1.0
 
 
 class Holding:
-    """The shards of one producer that wait. `masters` says how many nodes its calls go to."""
+    """The shards of one producer that wait."""
 
-    def __init__(self, masters: Callable[[], int]) -> None:
-        self._masters = masters
+    def __init__(self) -> None:
         self._sends = self._paced = 0
         self._waiting: deque[ShardBuffer] = deque()
         self._started: list[ShardBuffer] = []
@@ -53,6 +53,7 @@ class Holding:
     def paced(self) -> Iterator[None]:
         """While that send_many waits for room: whenever a call has ended, the next shard is started."""
         self._paced += 1
+        self.start_due()  # of the calls that were under way then some may have ended
         try:
             yield
         finally:
@@ -70,8 +71,8 @@ class Holding:
 
     def ready(self, shard: ShardBuffer) -> None:
         """A shard that is not busy has something to send: at once, or when its turn has come."""
-        if not self._sends or not shard.patient:
-            shard.start()
+        if not self._sends or not shard.patient or (self._paced and not self._waiting):
+            shard.start()  # the last: were it to wait too, no call would be under way whose end lets another go
         elif not shard.held:
             shard.held = True
             self._waiting.append(shard)
@@ -80,13 +81,13 @@ class Holding:
         while self._paced and self._waiting and not self._start(self._waiting.popleft()):
             pass
 
-    def chunk_ended(self) -> None:
+    def start_due(self) -> None:
         """Starts those whose turn has come."""
         waiting = self._waiting
         if not waiting:
             return
         self._started = [shard for shard in self._started if shard.busy]
-        free, now = CALLS_EACH * self._masters() - len(self._started), monotonic()
+        free, now = CALLS - len(self._started), monotonic()
         while waiting and (free > 0 or waiting[0].staged_since_monotonic_s < now - LONGEST_S):
             free -= self._start(waiting.popleft())
 

@@ -272,8 +272,8 @@ class Producer:
         """Sends messages, in order per key, and returns their number when all are stored.
 
         `messages` gives (key, value) pairs; where the queue was joined with a key (see Client.queue), it gives values.
-        Memory stays within `max_buffered_bytes` however many there are. With more than 16 shards for each master a
-        message may wait up to a second for others of its shard, while more are taken from a plain iterable.
+        Memory stays within `max_buffered_bytes` however many there are. With more than 16 shards a message may
+        wait up to a second for others of its shard, while more are taken from a plain iterable.
 
         When a batch fails no more are taken and NotStored says how many are not (known to be) stored. A message that
         can't be sent raises as in `send`, once all before it are stored; a note on the error says how many those are.
@@ -292,6 +292,7 @@ class Producer:
 
     async def _send_all(self, messages: Iterable[Any] | AsyncIterable[Any]) -> int:
         sent, failed, values = 0, self._failed_batches, self._values
+        _ = self.pipes  # raises ClosedError; nothing is to be taken that nobody would send
         try:
             if isinstance(messages, AsyncIterable):
                 async for item in messages:

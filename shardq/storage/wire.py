@@ -9,6 +9,8 @@ Invariants:
   reply leaves the connection closed, so that no later one can meet a late reply.
 - What the connection's writer waits for (flow control, its end) is passed on to its own protocol all the while.
 - An answer that is late ends the connection. Its timer moves on by itself: it is not made anew for each reading.
+- What comes behind the last reply is parsed by nobody: it makes the connection unclean.
+- Nothing of a reading is kept once it is over: an idle connection would hold all that was sent on it.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import select
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
@@ -26,6 +29,7 @@ from redis.exceptions import InvalidResponse
 
 _NOT_ENOUGH = object()
 _NEVER = float("inf")
+_CLOSED = "Connection closed by server."
 
 Heard = Callable[[Any], bool]
 
@@ -55,6 +59,7 @@ class Wire(asyncio.BufferedProtocol):
         self._until_monotonic_s = 0.0
         self.limit_s = 0.0
         self.late = False
+        self._over = False  # the server had closed it before it was met
 
     @classmethod
     def of(cls, connection: Connection, room: Room) -> Wire:
@@ -76,6 +81,7 @@ class Wire(asyncio.BufferedProtocol):
             self._poll = select.poll()
             self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
             self._loop = asyncio.get_running_loop()  # a system call, up to Python 3.11
+            self._over = connection._reader.at_eof()  # of which nobody would be told again
         return transport
 
     async def is_clean(self) -> bool:
@@ -83,7 +89,7 @@ class Wire(asyncio.BufferedProtocol):
         could not be told from what got lost on its way. No reply is due, so there is nothing to be read but the end."""
         connection = self._connection
         transport = self._meet()
-        if transport.is_closing() or connection.should_reconnect() or self._parser.has_data():
+        if self._over or transport.is_closing() or connection.should_reconnect() or self._parser.has_data():
             return False
         if await connection.can_read():
             return False
@@ -99,16 +105,25 @@ class Wire(asyncio.BufferedProtocol):
         self._limit(within_s)
         transport.set_protocol(self)
         try:
+            if self._over:
+                raise RedisConnectionError(_CLOSED)
             if write:
                 await self._connection.send_packed_command(write, check_health=False)
             await ended
         except BaseException:
             if not ended.cancel() and not ended.cancelled():
                 ended.exception()  # seen
+            self._ended = self._heard = None
+            self._hand_back(transport)
             await self._connection.disconnect(nowait=True)
             raise
-        finally:
-            self._ended = None
+        self._ended = self._heard = None
+        transport.set_protocol(self._own)
+
+    def _hand_back(self, transport: asyncio.Transport) -> None:
+        # Before the connection is closed: asyncio's TLS transports take no other protocol once they were closed twice,
+        # by the other side, say, and then here. Where sending did that, nothing more comes.
+        with suppress(AttributeError):
             transport.set_protocol(self._own)
 
     def _limit(self, seconds: float) -> None:
@@ -123,7 +138,7 @@ class Wire(asyncio.BufferedProtocol):
 
     def _look(self) -> None:
         self._timer = None
-        if self._ended is None or self._until_monotonic_s == _NEVER:
+        if self._ended is None or self._ended.done() or self._until_monotonic_s == _NEVER:
             return
         left = self._until_monotonic_s - monotonic()
         if left > 0:
@@ -136,6 +151,7 @@ class Wire(asyncio.BufferedProtocol):
         ended = self._ended
         if ended is None or ended.done():
             return
+        self._heard = None
         if error is None:
             ended.set_result(None)
         else:
@@ -148,10 +164,9 @@ class Wire(asyncio.BufferedProtocol):
 
     def buffer_updated(self, count: int) -> None:
         parser, heard = self._parser, self._heard
-        assert heard is not None
         try:
             parser.feed(self._room.data, 0, count)
-            while True:
+            while heard is not None:
                 reply = parser.gets()
                 if reply is _NOT_ENOUGH:
                     return
@@ -165,7 +180,7 @@ class Wire(asyncio.BufferedProtocol):
             self._end(error)
 
     def eof_received(self) -> Any:
-        self._end(RedisConnectionError("Connection closed by server."))
+        self._end(RedisConnectionError(_CLOSED))
         return self._own.eof_received()
 
     def connection_lost(self, error: Exception | None) -> None:

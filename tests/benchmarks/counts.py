@@ -120,11 +120,6 @@ class InstantStore:
         request.settle([b"OK", b"%d-0" % self.calls])
 
 
-class _ThreeMasters:
-    def primaries(self) -> list[None]:
-        return [None] * 3
-
-
 @dataclass(frozen=True, slots=True)
 class Rig:
     producer: Producer
@@ -136,9 +131,8 @@ def instant_producer(shards: int) -> Rig:
     table = RoutingTable.equal(shards)
     keys = {shard.id: Keys("shardq", "q").shard(shard.id, shard.tag) for shard in table.shards}
     nothing: Any = None
-    masters: Any = _ThreeMasters()
     producer = Producer(
-        masters,
+        nothing,
         table,
         keys,
         None,

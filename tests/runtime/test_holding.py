@@ -22,7 +22,7 @@ from tests.runtime.test_filling import WIDE, Sent
 
 pytestmark = pytest.mark.anyio
 MANY = 200
-AT_ONCE = holding.CALLS_EACH  # with one master
+AT_ONCE = holding.CALLS
 
 
 @pytest.fixture(autouse=True)
@@ -254,8 +254,8 @@ class SlowStore:
             asyncio.get_running_loop().call_soon(self._turn)
 
 
-def slow_producer(store: Any, room: int) -> Producer:
-    producer = instant_producer(MANY).producer
+def slow_producer(store: Any, room: int, shards: int = MANY) -> Producer:
+    producer = instant_producer(shards).producer
     producer._pipes, producer._max_buffered_bytes = store, room
     return producer
 
@@ -266,6 +266,26 @@ async def test_a_send_ends_however_little_room_there_is(room: int) -> None:
     with anyio.fail_after(60):
         assert await producer.send_many(numbered(30_000)) == 30_000
     assert producer.buffered_bytes == 0
+
+
+@pytest.mark.parametrize("shards", [1, 3, MANY])
+@pytest.mark.parametrize("a_turn", [1, 20, 1000])
+async def test_no_shard_waits_for_time_to_pass_while_a_send_waits_for_room(
+    shards: int, a_turn: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shardq.runtime.producer.LONGEST_S", 3600.0)
+    producer = slow_producer(SlowStore(a_turn), 10_000, shards)
+    with anyio.fail_after(60):
+        assert await producer.send_many(numbered(30_000)) == 30_000
+
+
+async def test_calls_that_ended_just_before_a_send_waits_for_room_let_others_go() -> None:
+    sent, given = Held(MANY), numbered(3000)
+    with sent.filler.holding.on():
+        sent.filler.put_chunk(iter(given))
+        sent.answer_all()
+        with sent.filler.holding.paced():
+            assert len(sent.started) == AT_ONCE
 
 
 async def test_sends_side_by_side_all_end() -> None:

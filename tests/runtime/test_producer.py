@@ -269,6 +269,8 @@ async def test_bad_settings_and_uses_have_their_errors(cluster: LocalCluster, qu
             await producer.send(b"x")
         with pytest.raises(shardq.ClosedError, match="async with"):
             await producer.send(b"x")
+        with pytest.raises(shardq.ClosedError, match="async with"), anyio.fail_after(30):
+            await producer.send_many([("k", b"x")])
     with pytest.raises(shardq.ClosedError, match="async with"):
         await client.queue(queue_name)
 

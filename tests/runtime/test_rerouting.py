@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardq.core import records
+from shardq.errors import StoreTimeout
 from shardq.runtime.buffers import ConditionalBatch, Owner, PendingBatch, ShardBuffer, all_ended
 from shardq.runtime.rerouting import split_batch
 from shardq.storage.calls import Item
@@ -64,9 +65,10 @@ def test_messages_with_conditions_keep_them(shards: list[int], most: int) -> Non
     items = [Item(b"%d" % number, once=f"o{number}") for number in range(len(shards))]
     for number, item in enumerate(items):
         batch.add(item, f"k{number}", 10)
+    routes = list(batch.routes)
     parts = split_batch(batch, [SHARDS[shard] for shard in shards], most)
     assert batch.moved is not None
-    for item, key, to, (part, place) in zip(items, batch.routes, shards, batch.moved, strict=True):
+    for item, key, to, (part, place) in zip(items, routes, shards, batch.moved, strict=True):
         assert isinstance(part, ConditionalBatch)
         assert (part.items[place], part.routes[place], part.shard.id) == (item, key, to)
     assert sum(part.count for part in parts) == len(items)
@@ -85,3 +87,12 @@ def test_who_waits_follows_a_message_over_several_moves() -> None:
         assert set(await all_ended([batch, second[0]])) == {first[1], *second}
 
     anyio.run(main)
+
+
+def test_a_batch_that_has_ended_keeps_no_messages() -> None:
+    batch = ConditionalBatch(SHARDS[0])
+    batch.add(Item(b"x" * 100), "k", 100)
+    batch.end(StoreTimeout("late"), ())
+    assert not batch.items
+    assert not batch.routes
+    assert batch.count == 1

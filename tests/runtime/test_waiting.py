@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+from collections.abc import Callable
 from typing import Any
 
+import anyio
 import pytest
 
 from shardq.errors import StoreTimeout
@@ -158,3 +160,63 @@ async def test_every_send_of_a_batch_that_is_given_up_raises() -> None:
     held[0].fail(StoreTimeout("late"))
     ended = await asyncio.gather(*sends, return_exceptions=True)
     assert [type(error) for error in ended] == [StoreTimeout] * 3
+
+
+async def test_a_group_that_is_cancelled_cancels_all_who_wait_in_it() -> None:
+    ends = Ends()
+    outside = asyncio.create_task(ends.wait(9))
+    with anyio.move_on_after(0.01) as limit:
+        async with anyio.create_task_group() as tasks:
+            for number in range(5):
+                tasks.start_soon(ends.wait, number)
+    assert limit.cancelled_caught
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ends.wait, 5)
+            await turns()
+            tasks.cancel_scope.cancel()
+    assert not ends.order
+    assert not ends.waiting._steps[1:], "who was cancelled is forgotten"
+    ends.end()
+    await outside
+    assert ends.order == [9]
+
+
+def plain_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    """asyncio's tasks as they are where its C module is not."""
+    tasks: Any = asyncio.tasks
+    loop.set_task_factory(lambda loop, coro, **more: tasks._PyTask(coro, loop=loop, **more))
+
+
+def eager_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    factory = getattr(asyncio, "eager_task_factory", None)
+    if factory is None:
+        pytest.skip("tasks that begin at once came with Python 3.12")
+    loop.set_task_factory(factory)
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("kind", [None, plain_tasks, eager_tasks])
+@pytest.mark.parametrize("debug", [False, True])
+def test_every_kind_of_task_can_wait(
+    loop: str, kind: Callable[[asyncio.AbstractEventLoop], None] | None, debug: bool
+) -> None:
+    async def wait() -> None:
+        if kind is not None:
+            kind(asyncio.get_running_loop())
+        ends = Ends()
+        tasks = [asyncio.create_task(ends.wait(number)) for number in range(4)]
+        await turns()
+        tasks[1].cancel()
+        await turns()
+        assert [task.done() for task in tasks] == [False, True, False, False]
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await ends.wait(4)
+        ends.end()
+        await asyncio.gather(tasks[0], tasks[2], tasks[3])
+        assert sorted(ends.order) == [0, 2, 3]
+
+    factory = None if loop == "asyncio" else pytest.importorskip("uvloop").new_event_loop
+    with asyncio.Runner(loop_factory=factory, debug=debug) as runner:
+        runner.run(wait())

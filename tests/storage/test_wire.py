@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import ssl
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
-from redis.asyncio.connection import Connection
+import trustme
+from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.connection import Connection, SSLConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse, ResponseError
 
-from shardq.storage.cluster import pack_command
+from shardq.storage.cluster import Cluster, Packed, pack_command
 from shardq.storage.wire import Room, Wire
+from tests.security.tls import make_files
 
 pytestmark = pytest.mark.anyio
 
@@ -171,3 +178,143 @@ async def test_what_came_unasked_makes_a_connection_unclean() -> None:
     async with connected(b"+OK\r\n+unasked\r\n") as (_, wire):
         await wire.read(until(1, []), [PING], 30.0)
         assert not await wire.is_clean()
+
+
+async def test_nothing_of_a_reading_is_kept_once_it_is_over() -> None:
+    class Sent:
+        def hear(self, _: Any) -> bool:
+            return True
+
+    async with connected(b"+OK\r\n") as (connection, wire):
+        sent = Sent()
+        await wire.read(sent.hear, [PING], 30.0)
+        seen = weakref.ref(sent)
+        del sent
+        gc.collect()
+        assert seen() is None
+        assert connection.is_connected
+
+
+async def test_what_comes_behind_the_last_reply_is_handed_to_nobody() -> None:
+    heard: list[Any] = []
+    async with connected(b"+OK\r\n") as (_, wire):
+
+        def hear(reply: Any) -> bool:
+            heard.append(reply)
+            asyncio.get_running_loop().call_soon(come, b"+late\r\n")  # before the reading task has its turn
+            return True
+
+        def come(data: bytes) -> None:
+            wire.get_buffer(-1)[: len(data)] = data
+            wire.buffer_updated(len(data))
+
+        await wire.read(hear, [PING], 30.0)
+        assert heard == [b"OK"]
+        assert not await wire.is_clean()
+
+
+async def test_a_limit_that_passes_as_the_last_reply_comes_breaks_nothing_off() -> None:
+    async with connected(b"+OK\r\n") as (_, wire):
+
+        def hear(_: Any) -> bool:
+            asyncio.get_running_loop().call_soon(pass_by)
+            return True
+
+        def pass_by() -> None:
+            wire._until_monotonic_s = 0.0
+            wire._look()
+
+        await wire.read(hear, [PING], 30.0)
+        assert not wire.late
+        assert await wire.is_clean()
+
+
+async def test_a_connection_that_ended_before_it_was_read_ends_the_reading_at_once() -> None:
+    async def close(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    server = await asyncio.start_server(close, "127.0.0.1", 0)
+    connection = Connection(host="127.0.0.1", port=server.sockets[0].getsockname()[1], protocol=2, driver_info=None)
+    await connection.connect()
+    stream: Any = connection._reader
+    assert await asyncio.wait_for(stream.read(1), 30) == b""
+    with pytest.raises(RedisConnectionError):
+        await asyncio.wait_for(Wire.of(connection, Room(100)).read(lambda _: True), 30)  # which has no limit itself
+    assert not connection.is_connected
+    server.close()
+    await server.wait_closed()
+
+
+async def test_who_is_cancelled_while_it_connects_leaves_no_reply_due() -> None:
+    asked = asyncio.Event()
+
+    async def be_slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1000)
+        asked.set()
+        await reader.read(1000)
+        writer.close()
+
+    server = await asyncio.start_server(be_slow, "127.0.0.1", 0)
+    node = ClusterNode("127.0.0.1", server.sockets[0].getsockname()[1], password="secret", protocol=2, driver_info=None)
+    cluster = Cluster("redis://127.0.0.1:7000")
+    call = asyncio.create_task(cluster.exchange(node, [Packed(PING)]))
+    await asyncio.wait_for(asked.wait(), 30)  # AUTH was sent and is not answered
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    connection = node.acquire_connection()
+    assert not connection.is_connected
+    server.close()
+    await server.wait_closed()
+
+
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_other_event_loops_and_tls(loop: str, tls: bool, debug: bool, tmp_path: Path) -> None:
+    factory = None if loop == "asyncio" else pytest.importorskip("uvloop").new_event_loop
+    with asyncio.Runner(loop_factory=factory, debug=debug) as runner:
+        runner.run(_read_it_all(_certificate(tmp_path) if tls else None))
+
+
+def _certificate(folder: Path) -> tuple[ssl.SSLContext, str]:
+    """A server's side, and the file by which it is known."""
+    made = make_files(folder, "server", trustme.CA(), "127.0.0.1")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(made.certificate, made.key)
+    return context, str(made.authority)
+
+
+async def _read_it_all(tls: tuple[ssl.SSLContext, str] | None) -> None:
+    """Replies of every size in turn on one connection, then its end in the middle of one."""
+    sizes = [0, 1, 100, 16_384, 70_000, 300_000, 5]
+    talks: list[asyncio.Task[Any] | None] = []
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        talks.append(asyncio.current_task())
+        for size in sizes:
+            await reader.readuntil(PING)
+            writer.write(b"*2\r\n$-1\r\n$%d\r\n%b\r\n" % (size, b"y" * size))
+        await reader.readuntil(PING)
+        writer.write(b"$100\r\nab")
+        writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0, ssl=tls[0] if tls else None)
+    port = server.sockets[0].getsockname()[1]
+    kind: Any = SSLConnection if tls else Connection
+    more = {"ssl_ca_certs": tls[1], "ssl_check_hostname": False} if tls else {}
+    connection = kind(host="127.0.0.1", port=port, protocol=2, driver_info=None, **more)
+    wire = Wire.of(connection, Room(1024))
+    await connection.connect()
+    for size in sizes:
+        heard: list[Any] = []
+        assert await wire.is_clean()
+        await wire.read(until(1, heard), [PING], 30.0)
+        assert heard == [[None, b"y" * size]]
+    with pytest.raises(RedisConnectionError):
+        await wire.read(until(1, []), [PING], 30.0)
+    assert not wire.late
+    assert not connection.is_connected
+    server.close()
+    await server.wait_closed()
+    await asyncio.gather(*filter(None, talks), return_exceptions=True)
