@@ -22,7 +22,7 @@ from shardq.ops.bench_shardq import Pairs, check_count
 from shardq.runtime.client import connect
 from shardq.runtime.queue import Queue
 from shardq.runtime.worker import Worker
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 
 LEASE_S = 60.0
 WITHIN_S = 120.0

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from shardq.errors import StoreUnavailable
 from shardq.runtime.client import Client
-from shardq.storage.cluster import Packed, pack_call
+from shardq.storage.commands import Packed, pack_call
 from shardq.storage.functions import BUILD, LIBRARY
 from shardq.storage.safety import ensure_functions
 from shardq.storage.trouble import Trouble

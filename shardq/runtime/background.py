@@ -28,7 +28,7 @@ from anyio.abc import TaskGroup
 from shardq.core.conditions import condition
 from shardq.errors import ClosedError, NotStored, ShardqError, StoreTimeout
 from shardq.runtime.answers import AnyAnswer, JobAnswer, Losses, MessageAnswer, SendOptions
-from shardq.runtime.buffers import PendingBatch, all_ended
+from shardq.runtime.batches import PendingBatch, all_ended
 from shardq.runtime.producer import Producer
 from shardq.runtime.tasks import one_error
 

@@ -27,7 +27,8 @@ from shardq.core.notices import Arrived, Buffer, Missed, Notice, RecentIds
 from shardq.core.records import pack_value
 from shardq.errors import ClosedError, CorruptData, ShardqError, StoreUnavailable, UsageError
 from shardq.runtime.subscriptions import Channel, Subscriptions
-from shardq.storage.cluster import Cluster, pack_command
+from shardq.storage.cluster import Cluster
+from shardq.storage.commands import pack_command
 from shardq.storage.keys import CastNames, check_channel
 from shardq.storage.pipes import Pipes
 

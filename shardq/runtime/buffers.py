@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable, Sequence
 from time import monotonic
 from typing import Any, Protocol
 
-from shardq.core import records
 from shardq.core.backoff import backoff_s
 from shardq.core.compression import Compression
-from shardq.core.records import Headers, Key
+from shardq.core.records import Key
 from shardq.errors import QueueFull, ShardqError, StoreRefused, UnknownQueue
-from shardq.runtime.waiting import Waiting
-from shardq.storage import calls
-from shardq.storage.cluster import Confirm, Packed
+from shardq.runtime.batches import ConditionalBatch, PendingBatch
+from shardq.storage import appends, calls
+from shardq.storage.commands import Confirm, Packed
 from shardq.storage.keys import ShardKeys
 from shardq.storage.pipes import Pipes
 
@@ -57,197 +54,6 @@ class Owner(Protocol):
     def ended(self, batch: PendingBatch, error: ShardqError | None, entries: tuple[str, ...]) -> None: ...
 
 
-class PendingBatch:
-    """Messages of one shard that will be stored as one entry."""
-
-    __slots__ = (
-        "bulk",
-        "chunked",
-        "count",
-        "entries",
-        "error",
-        "finished",
-        "headers",
-        "keys",
-        "marks",
-        "moved",
-        "now_ms",
-        "opened_monotonic_s",
-        "shard",
-        "size",
-        "stored_as",
-        "values",
-        "waiting",
-    )
-
-    def __init__(self, shard: ShardBuffer) -> None:
-        self.shard = shard
-        self.keys: list[Key] = []
-        self.values: list[Any] = []
-        self.headers: dict[int, Headers] | None = None
-        self.marks: list[tuple[int, int]] = []
-        self.count = 0
-        self.chunked = 0  # how many of its messages chunks brought
-        self.now_ms = 0
-        self.size = 0
-        self.opened_monotonic_s = 0.0
-        self.waiting: Waiting | None = None
-        self.finished = False
-        self.stored_as = ""  # once it is stored: what its messages' ids begin with
-        self.bulk = False
-        self.entries: tuple[str, ...] = ()
-        self.error: ShardqError | None = None
-        # Where each message went, when its shard was sealed: then this batch itself has no end.
-        self.moved: list[tuple[PendingBatch, int]] | None = None
-
-    def encode(self, compression: Compression | None = None) -> bytes | bytearray:
-        count, base = len(self.keys), self.marks[0][1]
-        self.count = count
-        offsets: list[int] | None = None
-        if len(self.marks) > 1:
-            ends = [index for index, _ in self.marks[1:]] + [count]
-            offsets = []
-            for (start, ms), end in zip(self.marks, ends, strict=True):
-                offsets += [ms - base] * (end - start)
-        headers = [self.headers.get(index) for index in range(count)] if self.headers else None
-        batch = records.RecordBatch(base, offsets, self.keys, self.values, headers)
-        return records.encode_buffer(batch, compression)
-
-    def pack(self, producer: Owner, sequence: int) -> Packed:
-        """The call that stores it."""
-        keys = self.shard.keys
-        data = self.encode(producer.compression)
-        return calls.pack_append(keys, producer.id, sequence, len(self.keys), data, producer.confirm)
-
-    def read(self, reply: Any) -> calls.Appended:
-        return calls.read_append(reply)
-
-    def id_of(self, index: int) -> str:
-        """The id of one of its messages, once it is stored."""
-        return f"{self.stored_as}{index}"
-
-    @property
-    def routes(self) -> list[Key]:
-        """What decides the shard of each message."""
-        return self.keys
-
-    def part(self, shard: ShardBuffer, chosen: Sequence[int]) -> PendingBatch:
-        """Some of its messages, in order, as a batch of another shard: as old, and of their share of its bytes."""
-        part = type(self)(shard)
-        part.opened_monotonic_s, part.bulk = self.opened_monotonic_s, self.bulk
-        part.size = self.size * len(chosen) // len(self.routes)
-        part.take(self, chosen)
-        return part
-
-    def take(self, batch: Any, chosen: Sequence[int]) -> None:
-        """Fills this one, a part, from a batch of its kind."""
-        self.keys = [batch.keys[index] for index in chosen]
-        self.values = [batch.values[index] for index in chosen]
-        if batch.headers:
-            places = {index: place for place, index in enumerate(chosen)}
-            self.headers = {places[index]: own for index, own in batch.headers.items() if index in places}
-        marks, place = batch.marks, 0
-        for number, (_, ms) in enumerate(marks):
-            end = bisect_left(chosen, marks[number + 1][0]) if number + 1 < len(marks) else len(chosen)
-            if end > place:
-                self.marks.append((place, ms))
-            place = end
-
-    async def wait(self) -> None:
-        """Until it is stored or given up."""
-        while not self.finished:
-            await (self.waiting or self.attend())
-
-    def attend(self) -> Waiting:
-        """For the first one that waits."""
-        producer = self.shard.producer
-        self.waiting = Waiting(producer.loop, producer.woken)
-        return self.waiting
-
-    async def follow(self, index: int) -> tuple[PendingBatch, int]:
-        """Until one of its messages is stored or given up: the batch where that was, and its place there."""
-        batch: PendingBatch = self
-        await batch.wait()
-        while batch.moved is not None:
-            batch, index = batch.moved[index]
-            await batch.wait()
-        return batch, index
-
-    def end(self, error: ShardqError | None, entries: tuple[str, ...]) -> None:
-        """It was stored, or given up: whoever waits goes on."""
-        self.error, self.entries = error, entries
-        if entries:
-            self.stored_as = f"{self.shard.id}/{entries[0]}/"
-        self._finish()
-
-    def move(self, places: list[tuple[PendingBatch, int]]) -> None:
-        """Its messages went to other batches, each to one of these: whoever waits follows."""
-        self.moved = places
-        self._finish()
-
-    def _finish(self) -> None:
-        self.finished = True
-        self.keys, self.values, self.headers = [], [], None
-        if self.waiting is not None:
-            self.waiting.wake()
-            self.waiting = None
-
-
-class ConditionalBatch(PendingBatch):
-    """Messages of one shard that are each stored on a condition of their own: later, once, as a job. An entry each."""
-
-    __slots__ = ("_routes", "items")
-
-    def __init__(self, shard: ShardBuffer) -> None:
-        super().__init__(shard)
-        self.items: list[calls.Item] = []
-        self._routes: list[Key] = []
-
-    def add(self, item: calls.Item, route: Key, size: int) -> None:
-        """`route` is its key, or its dedupe id where that decides."""
-        self.items.append(item)
-        self._routes.append(route)
-        self.count += 1
-        self.size += size
-
-    @property
-    def routes(self) -> list[Key]:
-        return self._routes
-
-    def take(self, batch: Any, chosen: Sequence[int]) -> None:
-        self.items = [batch.items[index] for index in chosen]
-        self._routes = [batch.routes[index] for index in chosen]
-        self.count = len(chosen)
-
-    def pack(self, producer: Owner, sequence: int) -> Packed:
-        return calls.pack_append_each(self.shard.keys, producer.id, sequence, self.items, producer.confirm)
-
-    def read(self, reply: Any) -> calls.Appended:
-        return calls.read_append(reply, each=self.count)
-
-    def _finish(self) -> None:
-        super()._finish()
-        self.items, self._routes = [], []
-
-    def id_of(self, index: int) -> str:
-        entry = self.entries[index]
-        # An entry that names its shard: a message of that dedupe id was stored on another one of the home before.
-        return f"{entry}/0" if "/" in entry else f"{self.shard.id}/{entry}/0"
-
-
-async def all_ended(batches: Iterable[PendingBatch]) -> list[PendingBatch]:
-    """Waits until the messages of all these are stored or given up; the batches where that was, each once."""
-    waited, ended = dict.fromkeys(batches), dict[PendingBatch, None]()
-    while waited:
-        batch, _ = waited.popitem()
-        await batch.wait()
-        if batch.moved is None:
-            ended[batch] = None
-        else:
-            waited |= dict.fromkeys(part for part, _ in batch.moved)
-    return list(ended)
-
-
 class ShardBuffer:
     """One shard's batches; the request that its pipe sends."""
 
@@ -264,7 +70,7 @@ class ShardBuffer:
         self.full_tries = 0
         self.closed: deque[PendingBatch] = deque()
         self.open = PendingBatch(self)
-        # What chunks brought and no batch has taken in yet (filling.py): behind all that is in the open one. A batch
+        # What chunks brought and no batch has taken in yet (staging.py): behind all that is in the open one. A batch
         # takes it when it is packed, once for many chunks.
         self.staged_keys: list[Key] = []
         self.staged_values: list[Any] = []
@@ -413,7 +219,7 @@ class ShardBuffer:
             self.producer.restart(self)
 
     def add_conditional(
-        self, item: calls.Item, route: Key, size: int, now_s: float, most: int
+        self, item: appends.Item, route: Key, size: int, now_s: float, most: int
     ) -> tuple[ConditionalBatch, bool]:
         """Puts a message with a condition behind all there are; the batch it is in, and whether that is a new one."""
         self.gather()

@@ -25,7 +25,8 @@ from shardq.runtime.declaring import declare_or_join, open_shards
 from shardq.runtime.queue import Queue
 from shardq.runtime.tracing import Tracer
 from shardq.storage import safety
-from shardq.storage.cluster import Cluster, Confirm, confirm_fsync, confirm_replicas, pack_command
+from shardq.storage.cluster import Cluster
+from shardq.storage.commands import Confirm, confirm_fsync, confirm_replicas, pack_command
 from shardq.storage.keys import Keys, check_name, registry
 from shardq.storage.pipes import Pipes
 from shardq.storage.reply import shape

@@ -19,7 +19,7 @@ from shardq.core.plan import Plan
 from shardq.errors import CorruptData, StoreError
 from shardq.runtime.outages import Outages
 from shardq.runtime.settings import WorkerSettings
-from shardq.storage import calls, control
+from shardq.storage import control, offers
 from shardq.storage.keys import Keys, ShardKeys
 from shardq.storage.pipes import Pipes
 
@@ -184,9 +184,9 @@ class Coordinator:
         wanted = [(shard, owner) for shard, owner in wanted if owner in members]
         if not wanted:
             return
-        offers = [(self._shards[shard], version, owner, members[owner].nonce) for shard, owner in wanted]
+        made = [(self._shards[shard], version, owner, members[owner].nonce) for shard, owner in wanted]
         limit_s = self._settings.leader_lease_s / 2
-        answers = await calls.offer_all(self._pipes, self._group, offers, timeout_s=limit_s)
+        answers = await offers.offer_all(self._pipes, self._group, made, timeout_s=limit_s)
         for (shard, _), answer in zip(wanted, answers, strict=True):
             self._take_answer(shard, answer)
 

@@ -10,7 +10,7 @@ from shardq.core.dead import DeadFilter, DeadLetter, in_order, job_again, kept_a
 from shardq.core.records import Key
 from shardq.errors import CorruptData, UnknownGroup, UsageError
 from shardq.storage import dead
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from shardq.storage.keys import ShardKeys, check_name
 from shardq.storage.pipes import Pipes
 

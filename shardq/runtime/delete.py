@@ -21,7 +21,7 @@ from shardq.core.intake import is_batch
 from shardq.core.routing import RoutingTable
 from shardq.errors import CorruptData, StoreTimeout, UnknownQueue, UsageError
 from shardq.storage.calls import missing_shard
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from shardq.storage.keys import ShardKeys
 from shardq.storage.pipes import Pipes
 from shardq.storage.reply import entries_of, shape

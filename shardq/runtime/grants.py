@@ -12,7 +12,7 @@ import re
 from time import monotonic
 
 from shardq.errors import StoreError, StoreTimeout
-from shardq.storage.cluster import Confirm, pack_command
+from shardq.storage.commands import Confirm, pack_command
 from shardq.storage.pipes import Pipes
 
 PATIENCE_S = 20.0

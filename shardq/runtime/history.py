@@ -20,13 +20,13 @@ from shardq.core.ids import MessageId
 from shardq.errors import StoreTimeout, UsageError
 from shardq.runtime.delete import read_marks
 from shardq.runtime.tasks import task_group
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from shardq.storage.keys import ShardKeys
 from shardq.storage.pipes import DEFAULT_TIMEOUT_S, Pipes
 from shardq.storage.reply import entries_of, shape
 
 if TYPE_CHECKING:
-    from shardq.runtime.queue import Queue
+    from shardq.runtime.queue_shards import QueueShards
 
 When = str | datetime | timedelta | float | None
 """A message id, an aware datetime, Unix time in seconds, or a timedelta: that long ago by the servers' clocks."""
@@ -56,7 +56,7 @@ class Choice:
         return [record for record in records if record.id not in deleted] if deleted else records
 
 
-def choose(queue: Queue, shards: Iterable[int] | None, key: str | bytes | None) -> Choice:
+def choose(queue: QueueShards, shards: Iterable[int] | None, key: str | bytes | None) -> Choice:
     """Raises UsageError for a shard the queue does not have, InvalidKey for a key that none can be."""
     if key is not None:
         if shards is not None:
@@ -74,13 +74,13 @@ def choose(queue: Queue, shards: Iterable[int] | None, key: str | bytes | None) 
     return Choice(chosen, None)
 
 
-def _span(queue: Queue) -> str:
+def _span(queue: QueueShards) -> str:
     ids = sorted(queue.shards)
     whole = ids == list(range(ids[0], ids[-1] + 1))
     return f"{ids[0]} to {ids[-1]}" if whole else ", ".join(map(str, ids[:20]))
 
 
-async def without_deleted(queue: Queue, choice: Choice) -> Choice:
+async def without_deleted(queue: QueueShards, choice: Choice) -> Choice:
     """The choice with what is deleted right now."""
     deleted: list[str] = []
 
@@ -100,7 +100,7 @@ async def without_deleted(queue: Queue, choice: Choice) -> Choice:
 # -- where to begin and to end -----------------------------------------------------------------------------------------
 
 
-def position(queue: Queue, name: str, when: When) -> MessageId | int | timedelta | None:
+def position(queue: QueueShards, name: str, when: When) -> MessageId | int | timedelta | None:
     """Checks what a user gave: a message id, ms of Unix time, or what the servers' clocks must be asked for."""
     match when:
         case None | timedelta():
@@ -133,7 +133,7 @@ def _ms(name: str, seconds: float) -> int:
     return max(0, math.floor(seconds * 1000 + 0.001))
 
 
-async def _now_ms(queue: Queue, shards: Sequence[int]) -> dict[int, int]:
+async def _now_ms(queue: QueueShards, shards: Sequence[int]) -> dict[int, int]:
     """The time on each shard's node; every node is asked once."""
     probes: dict[str, list[int]] = {}
     for shard in shards:
@@ -151,7 +151,7 @@ async def _now_ms(queue: Queue, shards: Sequence[int]) -> dict[int, int]:
     return found
 
 
-def node_of(queue: Queue, shard: int) -> str:
+def node_of(queue: QueueShards, shard: int) -> str:
     keys = queue.shards.get(shard)
     node = queue.client.cluster.node_of(keys.slot) if keys is not None else None
     return node.name if node is not None else ""
@@ -231,7 +231,7 @@ async def feed(merge: Merge, pagers: dict[int, Pager]) -> None:
 
 
 async def read(
-    queue: Queue,
+    queue: QueueShards,
     choice: Choice,
     start: MessageId | int | timedelta | None,
     end: MessageId | int | timedelta | None,
@@ -269,7 +269,7 @@ def _place(when: MessageId | int | timedelta | None, now_ms: int) -> Position:
 
 
 def make_pagers(
-    queue: Queue,
+    queue: QueueShards,
     ranges: dict[int, tuple[str, str]],
     *,
     reverse: bool = False,

@@ -18,7 +18,7 @@ from shardq.errors import ShardqError
 from shardq.runtime.shard import OwnedShard
 from shardq.runtime.waker import Waker
 from shardq.storage import calls
-from shardq.storage.cluster import Packed
+from shardq.storage.commands import Packed
 from shardq.storage.pipes import Pipes
 from shardq.storage.requests import Sending
 

@@ -12,7 +12,7 @@ import anyio
 from shardq.core import jobs
 from shardq.core.jobs import JobState
 from shardq.errors import JobFailed, JobTimeout, UnknownJob
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from shardq.storage.keys import ShardKeys
 from shardq.storage.pipes import DEFAULT_TIMEOUT_S, Pipes
 

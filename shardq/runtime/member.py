@@ -33,7 +33,7 @@ from shardq.runtime.table import BELL, TableFollower
 from shardq.runtime.upkeep import Upkeep
 from shardq.runtime.waker import Waker
 from shardq.storage import control
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from shardq.storage.keys import Keys
 from shardq.storage.pipes import Pipes
 

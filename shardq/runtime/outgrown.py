@@ -10,7 +10,7 @@ from __future__ import annotations
 from shardq.core.queue_settings import QueueSettings
 from shardq.core.routing import RoutingTable, Shard
 from shardq.storage import queues
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from shardq.storage.keys import Keys
 from shardq.storage.pipes import Pipes
 from shardq.storage.reply import shape

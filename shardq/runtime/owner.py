@@ -35,7 +35,7 @@ from shardq.runtime.settings import WorkerSettings
 from shardq.runtime.shard import OwnedShard
 from shardq.runtime.table import TableFollower
 from shardq.storage import calls
-from shardq.storage.cluster import Confirm
+from shardq.storage.commands import Confirm
 from shardq.storage.groups import Start, open_group, was_deleted
 from shardq.storage.keys import ShardKeys
 from shardq.storage.pipes import Pipes

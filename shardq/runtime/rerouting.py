@@ -25,8 +25,10 @@ from shardq.core.backoff import backoff_s
 from shardq.core.routing import RoutingTable
 from shardq.core.slots import HASH_SPACE
 from shardq.errors import ShardqError, StoreError, StoreUnavailable
-from shardq.runtime.buffers import Owner, PendingBatch, ShardBuffer
-from shardq.runtime.filling import Filler, Segment
+from shardq.runtime.batches import PendingBatch
+from shardq.runtime.buffers import Owner, ShardBuffer
+from shardq.runtime.routes import Segment
+from shardq.runtime.staging import Filler
 from shardq.storage.keys import Keys
 
 # Between the seal and the table a reshard makes a few round trips.

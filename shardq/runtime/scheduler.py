@@ -29,7 +29,7 @@ from shardq.runtime.cron import Cron
 from shardq.runtime.outages import Outages
 from shardq.runtime.schedules import home
 from shardq.storage import schedules
-from shardq.storage.cluster import Confirm, confirm_replicas, pack_command
+from shardq.storage.commands import Confirm, confirm_replicas, pack_command
 from shardq.storage.keys import Keys, ShardKeys
 from shardq.storage.pipes import Pipes
 

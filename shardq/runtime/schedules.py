@@ -23,7 +23,7 @@ from shardq.errors import CorruptData, InvalidValue, MessageTooLarge, StoreRefus
 from shardq.runtime.cron import Cron
 from shardq.runtime.reshard import read_table
 from shardq.storage import schedules
-from shardq.storage.cluster import Confirm
+from shardq.storage.commands import Confirm
 from shardq.storage.keys import Keys, ShardKeys, check_name
 from shardq.storage.pipes import Pipes
 

@@ -1,49 +1,40 @@
-"""`SyncProducer`: sending from threads, Django, plain scripts. One event loop in a background thread serves them all.
+"""`SyncProducer`: sending from threads, Django, plain scripts. One event loop in a background thread serves them all
+(background.py). Sends nothing itself, and never blocks where an event loop runs.
 
-What it does about the process's life, and `background.py` does not know:
-
-- It starts at the first use: a producer made when a module is imported has no thread, loop or connection yet, so a
-  preforking server may import first and fork later.
-- After a fork the child starts its own at its first use. What was under way belongs to the parent, which stores it. The
-  child leaves the inherited loop and connections alone, and does not even let them be collected: a connection that is
-  closed where a loop runs is taken off its epoll object, which a forked child shares with its parent.
-- When the interpreter exits, what is under way gets EXIT_WITHIN_S to be stored; the rest is logged and given up.
+It starts at the first use: a producer made when a module is imported has no thread, loop or connection yet, so a
+preforking server may import first and fork later. Forks and the program's end are seen to in process.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import atexit
 import functools
 import logging
-import os
 import threading
-import time
 import weakref
 from collections.abc import AsyncIterator, Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from importlib import import_module
 from types import TracebackType
 from typing import Any, TypedDict, Unpack, cast
 
 from shardq.core import records
 from shardq.core.records import Headers, Key
 from shardq.errors import ClosedError, InvalidValue, NotStored, ShardqError, StoreTimeout, UsageError
+from shardq.runtime import process
 from shardq.runtime.answers import AnyAnswer, JobAnswer, Losses, MessageAnswer, SendOptions, too_late, wait
 from shardq.runtime.background import Background
 from shardq.runtime.client import connect
 from shardq.runtime.feed import Feed
+from shardq.runtime.process import EXIT_WITHIN_S
 from shardq.runtime.producer import Producer
 from shardq.runtime.queue import Durability
 from shardq.runtime.traced import begin
 from shardq.runtime.tracing import Tracer
-from shardq.storage.functions import library_source
 from shardq.storage.keys import check_name
 
 _log = logging.getLogger("shardq")
 
-EXIT_WITHIN_S = 10.0
 MOST_BYTES = 32 * 1024 * 1024  # what `send_soon` takes before it waits, unless `max_buffered_bytes` says otherwise
 
 
@@ -90,7 +81,7 @@ class SyncProducer:
         self.tracing: Tracer | None = None  # set by shardq.otel.instrument
         self._closed = False
         self._renew()
-        _producers.add(self)
+        process.producers.add(self)
 
     def _renew(self) -> None:
         """As it is before its first use in a process."""
@@ -252,12 +243,12 @@ class SyncProducer:
         # Not a method of this object: the thread must not keep it from being collected.
         opened = functools.partial(_opened, self._url, self._prefix, self._queue, self._shards, self._options)
         most_bytes = self._options.get("max_buffered_bytes", MOST_BYTES)
-        background = Background(f"shardq-{self._queue}", opened, self._losses, most_bytes, _running.discard)
+        background = Background(f"shardq-{self._queue}", opened, self._losses, most_bytes, process.running.discard)
         if self._finalizer is not None:
             self._finalizer.detach()
         self._finalizer = weakref.finalize(self, background.abandon)
         self._finalizer.atexit = False
-        _running.add(background)
+        process.running.add(background)
         background.start()
         self._background = background
 
@@ -307,46 +298,3 @@ def _refuse_in_loop() -> None:
         "use `async with queue.producer() as producer:` and `await producer.send(...)` there"
     )
     raise UsageError(msg)
-
-
-# -- the life of the process -----------------------------------------------------------------------------------
-
-_producers: weakref.WeakSet[SyncProducer] = weakref.WeakSet()
-_running: set[Background] = set()
-_inherited: list[Background] = []  # a parent's, kept as they are: see above
-
-
-def _after_fork_in_child() -> None:
-    _inherited.extend(_running)
-    _running.clear()
-    for producer in list(_producers):
-        producer._leave_to_parent()
-
-
-def _at_exit() -> None:
-    deadline = time.monotonic() + EXIT_WITHIN_S
-    ending = list(_running)
-    for background in ending:
-        background.stop()
-    for background in ending:
-        if not background.join(max(0.0, deadline - time.monotonic())):
-            _log.warning("the program ended with %d messages not known to be stored", background.open)
-    for producer in list(_producers):
-        lost = producer._losses.take()
-        if lost is not None:
-            _log.warning("the program ended: %s (queue %s)", lost, producer._queue)
-
-
-def _load_ahead() -> None:
-    """What the thread would import at its first use: where a process forks while a thread of it is importing, the child
-    waits for ever for that import's end."""
-    library_source()
-    try:
-        import_module("anyio._backends._asyncio")
-    except ImportError:
-        return  # anyio keeps it elsewhere
-
-
-_load_ahead()
-os.register_at_fork(after_in_child=_after_fork_in_child)
-atexit.register(_at_exit)

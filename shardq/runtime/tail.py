@@ -15,11 +15,11 @@ from shardq.core.history import Entry, Merge, Record, open_entry
 from shardq.errors import StoreError, UnknownQueue
 from shardq.runtime.history import Choice, Pager, feed, make_pagers, node_of, without_deleted
 from shardq.runtime.tasks import task_group
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from shardq.storage.reply import entries_of, shape
 
 if TYPE_CHECKING:
-    from shardq.runtime.queue import Queue
+    from shardq.runtime.queue_shards import QueueShards
 
 POLL_FIRST_S, POLL_LAST_S = 0.05, 1.0
 RESHARD_POLL_S = 1.0
@@ -28,7 +28,7 @@ POLL_TIMEOUT_S = 1.0  # a master that is away holds up the others no longer than
 _log = logging.getLogger("shardq")
 
 
-async def follow(queue: Queue, choice: Choice, from_end: int) -> AsyncIterator[Record]:
+async def follow(queue: QueueShards, choice: Choice, from_end: int) -> AsyncIterator[Record]:
     """The last `from_end` records, then every new one as it is stored, for ever."""
     last = await _last_entries(queue, choice.shards)
     # Whatever is stored from here on lies behind `last`; whatever was stored before lies within it.
@@ -49,7 +49,7 @@ async def follow(queue: Queue, choice: Choice, from_end: int) -> AsyncIterator[R
         pace.looked(queue, due, news)
 
 
-async def _last_entries(queue: Queue, shards: Sequence[int]) -> dict[int, str]:
+async def _last_entries(queue: QueueShards, shards: Sequence[int]) -> dict[int, str]:
     """The newest entry of each shard; `0-0` where there is none."""
     found: dict[int, str] = {}
 
@@ -67,7 +67,7 @@ async def _last_entries(queue: Queue, shards: Sequence[int]) -> dict[int, str]:
     return found
 
 
-async def _newest(queue: Queue, choice: Choice, last: dict[int, str], count: int) -> list[Record]:
+async def _newest(queue: QueueShards, choice: Choice, last: dict[int, str], count: int) -> list[Record]:
     newest: list[Record] = []
     choice = await without_deleted(queue, choice)
     pagers = make_pagers(queue, {shard: ("-", entry) for shard, entry in last.items()}, reverse=True)
@@ -111,7 +111,7 @@ async def _look(merge: Merge, pagers: dict[int, Pager], away: set[int]) -> dict[
 class _Coming:
     """Shards that a reshard makes of those that are followed: looked for once a second."""
 
-    def __init__(self, queue: Queue, shards: Sequence[int]) -> None:
+    def __init__(self, queue: QueueShards, shards: Sequence[int]) -> None:
         self._queue, self._known = queue, set(queue.shards)
         self._followed = [queue.table.by_id[shard] for shard in shards]
         self._due = monotonic() + RESHARD_POLL_S
@@ -139,7 +139,7 @@ class _Pace:
         self._pauses: dict[str, float] = {}
         self._due: dict[str, float] = {}
 
-    async def due(self, queue: Queue, shards: Sequence[int]) -> list[int]:
+    async def due(self, queue: QueueShards, shards: Sequence[int]) -> list[int]:
         """Waits until a node is due; returns the shards of all that are."""
         while True:
             now = monotonic()
@@ -149,7 +149,7 @@ class _Pace:
                 return ready
             await anyio.sleep(min(self._due[node] for node in set(nodes.values())) - now)
 
-    def looked(self, queue: Queue, shards: Sequence[int], news: dict[int, bool]) -> None:
+    def looked(self, queue: QueueShards, shards: Sequence[int], news: dict[int, bool]) -> None:
         now = monotonic()
         busy = {node_of(queue, shard): False for shard in news}
         busy |= {node_of(queue, shard): True for shard, more in news.items() if more}

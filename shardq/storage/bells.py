@@ -16,7 +16,8 @@ from redis.asyncio.cluster import ClusterNode
 from redis.exceptions import AuthenticationError, AuthorizationError, RedisError, ResponseError
 
 from shardq.errors import StoreUnavailable
-from shardq.storage.cluster import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, pack_command
+from shardq.storage.commands import pack_command
+from shardq.storage.exchange import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S
 from shardq.storage.trouble import NO_REPLY, Trouble, classify
 from shardq.storage.wire import Room, Wire
 

@@ -1,4 +1,6 @@
-"""The functions library as Python calls: arguments in, checked replies out. One call here is one atomic step there.
+"""What is called of the functions library for one shard, but for what producers call (appends.py): it is opened, its
+lease is taken and handed on, its owner steps and tidies up. Arguments in, checked replies out; one call here is one
+atomic step there.
 
 Decides nothing about what to call when (core/ and runtime/ do). Replies are untrusted: what does not have the shape
 that the .lua file's header states raises CorruptData.
@@ -12,8 +14,8 @@ from types import MappingProxyType
 from typing import Any
 
 from shardq.core.session import LEFT_NEW, LEFT_NOTHING, LEFT_PENDING, NEW, Fetched, Step
-from shardq.errors import CorruptData, LeaseLost, StoreError, UnknownQueue
-from shardq.storage.cluster import Confirm, Packed, pack_call
+from shardq.errors import LeaseLost, UnknownQueue
+from shardq.storage.commands import EMPTY, Confirm, pack_call
 from shardq.storage.keys import ShardKeys
 from shardq.storage.pipes import Pipes
 from shardq.storage.reply import checked_entries, shape, text, texts
@@ -39,70 +41,6 @@ def missing_shard(shard: ShardKeys) -> str:
         f"{shard.meta} is gone: the queue was deleted, or a master lost its data. "
         "Declare the queue again with client.queue(name, shards=N) to start it empty"
     )
-
-
-# -- append --------------------------------------------------------------------------------------------------
-
-
-_EMPTY = b"$0\r\n\r\n"
-
-
-def pack_append(
-    shard: ShardKeys, producer: str, sequence: int, count: int, batch: bytes | bytearray, confirm: Confirm | None
-) -> Packed:
-    keys, args = (shard.stream, shard.meta), (producer, sequence, count, "", shard.bell)
-    # The batch is most of what is sent: it is copied once, into the place of an empty argument.
-    before, after = pack_call("append", keys, args).rsplit(_EMPTY, 1)
-    data = b"".join((before, b"$%d\r\n" % len(batch), batch, b"\r\n", after))
-    return Packed(data, False, confirm)
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One message of append_each: `when` is '', 'in:<ms>' or 'at:<Unix ms>'; `once` its dedupe id; `job` its job's
-    id."""
-
-    batch: bytes
-    when: str = ""
-    once: str = ""
-    window_ms: int = 0
-    job: str = ""
-    job_ms: int = 0
-    job_record: bytes = b""
-
-
-def pack_append_each(
-    shard: ShardKeys, producer: str, sequence: int, items: Sequence[Item], confirm: Confirm | None
-) -> Packed:
-    keys = (shard.stream, shard.meta, shard.delayed, shard.expiring, shard.timed)
-    args: list[str | bytes | int] = [producer, sequence, shard.bell]
-    for item in items:
-        args += [item.when, item.once, item.window_ms, item.job, item.job_ms, item.job_record, item.batch]
-    return Packed(pack_call("append_each", keys, args), False, confirm)
-
-
-@dataclass(frozen=True, slots=True)
-class Appended:
-    """`status` is OK, SEALED, FULL, MISSING or STALE; `entries` the entry id, or the id of each message, when OK;
-    `overflow` what the queue says of FULL."""
-
-    status: str
-    entries: tuple[str, ...] = ()
-    overflow: str = ""
-
-
-def read_append(reply: Any, *, each: int = 0) -> Appended:
-    """The reply of append, or of append_each for `each` messages."""
-    with shape("append"):
-        status = reply[0].decode()
-        if status == "FULL":
-            return Appended(status, overflow=reply[1].decode())
-        if status != "OK":
-            return Appended(status)
-        entries = tuple(part.decode() for part in (reply[1:] if each else reply[1:2]))
-        if len(entries) != (each or 1):
-            raise ValueError
-        return Appended(status, entries)
 
 
 # -- step ----------------------------------------------------------------------------------------------------
@@ -221,7 +159,7 @@ def read_step(shard: ShardKeys, group: str, content: Step, reply: Any) -> Steppe
 
 def pack_idle_step(shard: ShardKeys, group: str, token: str, content: Step) -> tuple[bytes, bytes]:
     """A step that commits nothing, renews the lease and asks to be rung: what is before its number, and behind."""
-    before, after = _pack_step(shard, group, token, content, "", renew=True, wait=True).split(_EMPTY)
+    before, after = _pack_step(shard, group, token, content, "", renew=True, wait=True).split(EMPTY)
     return before, after
 
 
@@ -357,25 +295,3 @@ async def lease_call(
     )
     with shape(function):
         return str(reply[0].decode())
-
-
-async def offer_all(
-    pipes: Pipes, group: str, offers: Sequence[tuple[ShardKeys, int, str, str]], *, timeout_s: float
-) -> list[str | StoreError | CorruptData]:
-    """Offers many shards, each for (its keys, plan version, heir, the heir's nonce): of each the status word, or what
-    it failed with."""
-    commands = [
-        (shard.slot, pack_call("offer", [shard.group(group)], [version, heir, nonce, shard.bell]))
-        for shard, version, heir, nonce in offers
-    ]
-    return [_status("offer", reply) for reply in await pipes.each(commands, timeout_s=timeout_s)]
-
-
-def _status(function: str, reply: Any) -> str | StoreError | CorruptData:
-    if isinstance(reply, StoreError | CorruptData):
-        return reply
-    try:
-        with shape(function):
-            return str(reply[0].decode())
-    except CorruptData as error:
-        return error

@@ -1,201 +1,46 @@
-"""The connection to the cluster: who owns which slot, one write and its replies on one connection, redirects.
+"""The connection to the cluster: which nodes there are, who owns which slot and how many replicas there are, looked at
+anew when something failed; and the functions library on each node.
 
-redis-py's cluster client gives topology, connections, TLS and AUTH. Its own command, pipeline and retry paths are not
-used: they store messages twice, lose ASK redirects and never wait between tries (measured; see `pipes.py` for ours).
-Retries live in `pipes.py`, meaning in the functions. Starts no task.
+redis-py's cluster client gives topology, connections, TLS and AUTH. What goes over one connection and back is
+exchange.py's, retries are those of pipes.py, what a call means is said by the functions. Starts no task.
 """
 
 from __future__ import annotations
 
-import functools
 import random
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
 import anyio
-import hiredis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
-from redis.asyncio.connection import Connection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import (
-    AuthenticationError,
-    AuthorizationError,
-    NoPermissionError,
-    RedisClusterException,
-    RedisError,
-    ResponseError,
-)
+from redis.exceptions import RedisClusterException, RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from shardq.core.backoff import backoff_s
 from shardq.core.servers import nodes_away, replicas_listed
-from shardq.errors import StoreRefused, StoreTimeout, StoreUnavailable, UsageError
+from shardq.errors import StoreUnavailable, UsageError
 from shardq.storage import topology
 from shardq.storage.address import HOW, parse
-from shardq.storage.functions import BUILD, READERS, function_name, library_source
-from shardq.storage.mastership import ROLES_CHANGE_S, Histories, parsed, replicas_confirming
-from shardq.storage.replicas import Replicas
-from shardq.storage.tls import tls_failure
-from shardq.storage.trouble import (
-    NO_REPLY,
-    Trouble,
-    classify,
-    doubtful,
-    no_functions,
-    not_replicated,
-    redacted,
-    refused_topology,
-    unanswered,
-    unreachable,
-)
-from shardq.storage.wire import Room, Wire
+from shardq.storage.commands import Packed, pack_call, pack_command
+from shardq.storage.exchange import CONNECT_TIMEOUT_S, REPLICATION, Exchanges
+from shardq.storage.functions import BUILD, library_source
+from shardq.storage.mastership import parsed
+from shardq.storage.trouble import NO_REPLY, Trouble, no_functions, refused_topology
 
-ANSWER_TIMEOUT_S = 3.0
-SLOWEST_LINK_BYTES_PER_S = 512 * 1024  # so much longer may the answer to a large write take
-CONNECT_TIMEOUT_S = 2.0
 REFRESH_TIMEOUT_S = 2.0
 REFRESH_ASK_S = 0.7  # one node's share of it: the next one is asked when it hangs
 REFRESH_FIRST_S, REFRESH_LAST_S = 0.2, 1.0  # between two of them, growing while they bring no news
 MOST_STRANGERS = 16
-ROOM_BYTES = 256 * 1024  # of replies that are taken from a socket at once
-WAIT_TIMEOUT_S = 1.0
-WAIT_TIMEOUT_MS = int(WAIT_TIMEOUT_S * 1000)
-FSYNC_TIMEOUT_MS = 2500  # `appendfsync everysec` takes a second, on master and replica side by side, and a bad one two
 
-
-def pack_command(*args: str | bytes | int) -> bytes:
-    """Any command, in wire form."""
-    packed: bytes = hiredis.pack_command(args)  # type: ignore[arg-type]  # its stub knows only one-item tuples
-    return packed
-
-
-_ASKING = pack_command("ASKING")
 _SLOTS = pack_command("CLUSTER", "SLOTS")
 _NODES = pack_command("CLUSTER", "NODES")
-_REPLICATION = pack_command("INFO", "replication")
 
 
-@dataclass(frozen=True, slots=True)
-class Confirm:
-    """How far a write must have got before its reply counts: the command that asks, and the answer that suffices."""
-
-    packed: bytes
-    replicas: int
-    fsync: bool = False
-
-    def shortfall(self, reply: Any) -> int | None:
-        """How many replicas confirmed, when that is too few; None when it suffices."""
-        counts = reply if self.fsync else [1, reply]
-        if type(counts) is not list or len(counts) < 2 or not {int}.issuperset(map(type, counts)):
-            return 0  # no answer of a server that is in order
-        return None if counts[1] >= self.replicas and counts[0] >= 1 else int(counts[1])
-
-
-@functools.cache
-def confirm_replicas(replicas: int) -> Confirm:
-    return Confirm(pack_command("WAIT", replicas, WAIT_TIMEOUT_MS), replicas)
-
-
-@functools.cache
-def confirm_fsync(replicas: int) -> Confirm:
-    """On the master's disk and on those of so many replicas."""
-    return Confirm(pack_command("WAITAOF", 1, replicas, FSYNC_TIMEOUT_MS), replicas, fsync=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """One call on the wire."""
-
-    data: bytes
-    asking: bool = False
-    confirm: Confirm | None = None
-
-
-def pack_call(function: str, keys: Sequence[str], args: Sequence[str | bytes | int]) -> bytes:
-    """One of our functions in wire form; those that only read take no right to write."""
-    command = "FCALL_RO" if function in READERS else "FCALL"
-    return pack_command(command, function_name(function), len(keys), *keys, *args)
-
-
-def _unconfirmable(error: ResponseError, node: str) -> str:
-    """Why asking again how far a write got can't help, or nothing."""
-    text = str(error)
-    if "unknown command" in text:
-        return f"{node} has no WAITAOF: durability='fsync' needs Redis 7.2 or newer, or Valkey"
-    if "appendonly is disabled" in text:
-        return f"{node} writes nothing to disk: set appendonly yes there, or choose another durability than 'fsync'"
-    return ""
-
-
-SETTLED = object()
-"""In place of a reply that was handed on already."""
-
-Settle = Callable[[int, Any], None]
-
-
-class _Replies:
-    """The replies to what one write carried, in the order of its calls."""
-
-    def __init__(self, node: str, calls: Sequence[Packed], confirm: Confirm | None, settle: Settle | None) -> None:
-        self._node, self._calls, self._confirm = node, calls, confirm
-        self._settle = settle if confirm is None else None
-        self._asked = False
-        self.taken: list[Any] = []
-        self.confirmation: Any = None
-        self.failure: Exception | None = None
-        self.short = False
-
-    @property
-    def unconfirmed(self) -> bool:
-        """Whether all was answered but the WAIT behind it."""
-        return len(self.taken) == len(self._calls) and self.confirmation is None
-
-    def hear(self, reply: Any) -> bool:
-        """Takes the next one; true when it was the last."""
-        taken, calls = self.taken, self._calls
-        if len(taken) == len(calls):
-            self.confirmation = reply
-            return True
-        if calls[len(taken)].asking and not self._asked:
-            self._asked = True
-            if isinstance(reply, ResponseError):
-                raise reply
-            return False
-        self._asked = False
-        if isinstance(reply, ResponseError):
-            trouble = classify(reply, self._node)
-            trouble.error.__cause__ = redacted(reply)
-            taken.append(trouble)
-        elif self._settle is None:
-            taken.append(reply)
-        else:
-            taken.append(SETTLED)
-            try:
-                self._settle(len(taken) - 1, reply)
-            except Exception as error:  # no fault of the connection's, which has more to say
-                self.failure = self.failure or error
-        return len(taken) == len(calls) and self._confirm is None
-
-    def confirmed(self) -> Trouble | None:
-        """The Trouble of every write before the answer to WAIT when that does not suffice."""
-        confirm, reply = self._confirm, self.confirmation
-        if confirm is None:
-            return None
-        if isinstance(reply, ResponseError):
-            if refused := _unconfirmable(reply, self._node):
-                return Trouble("fail", StoreRefused(refused))
-            # A master that was demoted in between refuses WAIT: what it took may be rolled back.
-            return Trouble("refresh", StoreTimeout(f"{self._node} could not confirm a write: {str(reply)[:40]}"))
-        short = confirm.shortfall(reply)
-        self.short = short is not None
-        return None if short is None else not_replicated(self._node, confirm.replicas, short)
-
-
-class Cluster:
+class Cluster(Exchanges):
     """Topology and single exchanges. Use `connect()` before anything else and `aclose()` at the end.
 
     `chance` gives numbers in [0, 1): it spreads what many clients would else do at the same moment. `may_load` says
@@ -203,6 +48,7 @@ class Cluster:
     """
 
     def __init__(self, url: str, chance: Callable[[], float] = random.random, *, may_load: bool = True) -> None:
+        super().__init__()
         self._chance = chance
         self._may_load = may_load
         try:
@@ -222,9 +68,7 @@ class Cluster:
         except (ValueError, RedisClusterException, socket.gaierror):
             # Not what it says: it may quote the URL, and that may hold a password.
             raise UsageError(f"the URL is not usable (its host is unknown): {HOW}") from None
-        self._room = Room(ROOM_BYTES)
         self._strangers: dict[str, ClusterNode] = {}
-        self._dropped: list[ClusterNode] = []
         self._refreshing: anyio.Event | None = None
         self._refresh_from_monotonic_s = -1e9
         self._refreshes_without_news = 0
@@ -233,8 +77,6 @@ class Cluster:
         self._replicas_seen = -1
         self._primaries: tuple[int, list[ClusterNode]] = (-1, [])
         self._agreed: tuple[int, dict[str, Any]] = (-1, {})  # topology version, what each node said that agreed
-        self.histories = Histories()
-        self.replicas = Replicas()
 
     @property
     def _nodes(self) -> Any:
@@ -295,7 +137,7 @@ class Cluster:
         """Looks at everything that `least_replicas` goes by; true when that fell (see replicas.py)."""
         await self.refresh()
         for node in self.primaries():
-            (reply,) = await self.exchange(node, [Packed(_REPLICATION)], within_s=REFRESH_ASK_S)
+            (reply,) = await self.exchange(node, [Packed(REPLICATION)], within_s=REFRESH_ASK_S)
             if (found := parsed(reply).get("connected_slaves", "")).isdigit():
                 self.replicas.tell(node.name, int(found))
         await self.count_away()
@@ -429,106 +271,3 @@ class Cluster:
     async def _is_older(self, node: ClusterNode) -> bool:
         (build,) = await self.exchange(node, [Packed(pack_call("build", (), ()))])
         return type(build) is int and build < BUILD
-
-    async def exchange(
-        self,
-        node: ClusterNode,
-        calls: Sequence[Packed],
-        *,
-        within_s: float = float("inf"),
-        settle: Settle | None = None,
-    ) -> list[Any]:
-        """Sends all calls in one write on one connection and reads every reply; never raises for a failed call.
-
-        Returns a reply or a Trouble for each call. One WAIT behind the last call covers every call before it, if it is
-        about them (mastership.py). Takes CONNECT_TIMEOUT_S, then ANSWER_TIMEOUT_S and more for a large write, and never
-        longer than `within_s`.
-
-        `settle(index, reply)` is given each reply in the turn of the loop in which it comes, where none waits for
-        another's confirmation; SETTLED is returned in its place.
-        """
-        confirm = next((call.confirm for call in calls if call.confirm is not None), None)
-        write = [part for call in calls for part in ((_ASKING, call.data) if call.asking else (call.data,))]
-        if confirm is not None:
-            write.append(confirm.packed)
-        until = monotonic() + within_s
-        try:
-            connection = node.acquire_connection()
-        except RedisError:  # more connections than the pool may open
-            return [unreachable(node.name)] * len(calls)
-        wire = Wire.of(connection, self._room)
-        replies = _Replies(node.name, calls, confirm, settle)
-        broken: Trouble | None = None
-        late: Trouble | None = None
-        try:
-            if not await self._connected(connection, wire, min(CONNECT_TIMEOUT_S, within_s)):
-                return [unreachable(node.name)] * len(calls)
-            limit_s = ANSWER_TIMEOUT_S + sum(map(len, write)) / SLOWEST_LINK_BYTES_PER_S
-            began, history = monotonic(), self.histories.of(node.name)
-            until = min(began + limit_s, until)
-            await wire.read(replies.hear, write, max(0.0, until - began))
-            late = replies.confirmed()
-            self.replicas.unconfirmed = self.replicas.unconfirmed or replies.short
-            if confirm is not None and late is None and monotonic() - began > ROLES_CHANGE_S:
-                late = await self._checked(node, wire, confirm, history, max(0.0, until - monotonic()))
-        except (RedisError, OSError, *NO_REPLY) as error:
-            broken = unanswered(node.name, wire.limit_s) if wire.late else classify(error, node.name)
-            if wire.late and confirm is not None and replies.unconfirmed and wire.limit_s < WAIT_TIMEOUT_S:
-                broken = not_replicated(node.name, confirm.replicas, "fewer")  # its own time for that was not over
-        finally:
-            await self._give_back(node, connection)
-        if replies.failure is not None:
-            raise replies.failure
-        late = broken or late
-        if late is None:
-            return replies.taken
-        # What was answered but not confirmed may be on one node only: its outcome is unknown too.
-        taken = [
-            late if call.confirm and not (late is not broken and isinstance(reply, Trouble)) else reply
-            for reply, call in zip(replies.taken, calls, strict=False)
-        ]
-        return taken + [late] * (len(calls) - len(taken))
-
-    async def _give_back(self, node: ClusterNode, connection: Connection) -> None:
-        if not self.still_has(node):
-            # Nobody would ever close what is kept there. Without waiting: this must not be cut short by a cancellation.
-            with anyio.CancelScope(shield=True):
-                await connection.disconnect(nowait=True)
-        node.release(connection)
-        while self._dropped:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(CONNECT_TIMEOUT_S):
-                await self._dropped.pop().disconnect_free_connections()
-
-    @staticmethod
-    async def _connected(connection: Connection, wire: Wire, within_s: float) -> bool:
-        try:
-            if connection.is_connected and not await wire.is_clean():
-                await connection.disconnect(nowait=True)
-            if not connection.is_connected:
-                with anyio.fail_after(within_s):
-                    await connection.connect()
-        except (AuthenticationError, AuthorizationError):
-            raise
-        except (RedisError, OSError, TimeoutError, ValueError, OverflowError) as error:
-            if tls_failure(error, "") is not None:
-                raise
-            return False  # ValueError, OverflowError: a redirect may name any host and port
-        return True
-
-    async def _checked(
-        self, node: ClusterNode, wire: Wire, confirm: Confirm, history: str, within_s: float
-    ) -> Trouble | None:
-        """Asks whether an answer to WAIT was about the write before it, from when the node was master of `history`; the
-        Trouble when it may not have been. A user who may not ask goes without: `check_primaries` has said so."""
-        said: list[Any] = []
-
-        def hear(reply: Any) -> bool:
-            said.append(reply)
-            return True
-
-        await wire.read(hear, [_REPLICATION], within_s)
-        if isinstance(said[0], NoPermissionError):
-            return None
-        info = {} if isinstance(said[0], ResponseError) else parsed(said[0])
-        same = self.histories.told(node.name, info) == history != ""
-        return None if same and replicas_confirming(info) >= confirm.replicas else doubtful(node.name)

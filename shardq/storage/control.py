@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from shardq.storage.keys import Keys
 from shardq.storage.pipes import Pipes
 from shardq.storage.reply import shape

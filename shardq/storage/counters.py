@@ -11,7 +11,7 @@ from typing import Any
 from shardq.core.load import Counts
 from shardq.errors import UnknownQueue
 from shardq.storage.calls import missing_shard
-from shardq.storage.cluster import pack_call, pack_command
+from shardq.storage.commands import pack_call, pack_command
 from shardq.storage.keys import ShardKeys
 from shardq.storage.pipes import Pipes
 from shardq.storage.reply import shape

@@ -13,7 +13,8 @@ from redis.asyncio.cluster import ClusterNode
 
 from shardq.core.servers import ListedNode, parse_info, parse_nodes
 from shardq.errors import AuthenticationFailed, ShardqError, StoreRefused
-from shardq.storage.cluster import Cluster, Packed, pack_call, pack_command
+from shardq.storage.cluster import Cluster
+from shardq.storage.commands import Packed, pack_call, pack_command
 from shardq.storage.functions import LIBRARY
 from shardq.storage.trouble import Trouble
 

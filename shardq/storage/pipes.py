@@ -31,7 +31,9 @@ from redis.asyncio.cluster import ClusterNode
 
 from shardq.core.backoff import backoff_s
 from shardq.errors import ClosedError, ShardqError, StoreError, StoreUnavailable
-from shardq.storage.cluster import SETTLED, Cluster, Confirm, Packed, Settle, pack_call
+from shardq.storage.cluster import Cluster
+from shardq.storage.commands import Confirm, Packed, pack_call
+from shardq.storage.exchange import SETTLED, Settle
 from shardq.storage.requests import Call, CallOnce, OpenCalls, Pipe, Request, Sending
 from shardq.storage.trouble import Trouble
 

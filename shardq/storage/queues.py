@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from shardq.errors import UnknownQueue
 from shardq.storage.calls import missing_shard
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from shardq.storage.keys import Keys, ShardKeys
 from shardq.storage.pipes import Pipes
 from shardq.storage.reply import shape, text

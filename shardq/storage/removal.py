@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from shardq.core.slots import key_slot
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from shardq.storage.keys import Keys, ShardKeys, registry
 from shardq.storage.pipes import Pipes
 from shardq.storage.reply import shape

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from redis.asyncio.cluster import ClusterNode
 
 from shardq.errors import ShardqError, StoreTimeout, StoreUnavailable
-from shardq.storage.cluster import Confirm, Packed
+from shardq.storage.commands import Confirm, Packed
 
 MAX_CALLS = 64
 MAX_BYTES = 4 * 1024 * 1024

@@ -11,7 +11,7 @@ from shardq.core.reshard import Reshard
 from shardq.core.routing import RoutingTable
 from shardq.errors import UnknownQueue
 from shardq.storage.calls import missing_shard
-from shardq.storage.cluster import Confirm, confirm_replicas, pack_command
+from shardq.storage.commands import Confirm, confirm_replicas, pack_command
 from shardq.storage.keys import Keys, ShardKeys
 from shardq.storage.pipes import Pipes
 from shardq.storage.reply import shape, text, texts

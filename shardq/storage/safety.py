@@ -18,7 +18,8 @@ from shardq.errors import (
     StoreUnavailable,
     UnsafeStore,
 )
-from shardq.storage.cluster import Cluster, Packed, pack_call, pack_command
+from shardq.storage.cluster import Cluster
+from shardq.storage.commands import Packed, pack_call, pack_command
 from shardq.storage.functions import BUILD
 from shardq.storage.tls import refused_client
 from shardq.storage.trouble import Trouble

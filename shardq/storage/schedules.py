@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from shardq.core.schedule import tick_producer
 from shardq.errors import UnknownQueue
-from shardq.storage import calls
-from shardq.storage.cluster import Confirm, pack_command
+from shardq.storage import appends, calls
+from shardq.storage.commands import Confirm, pack_command
 from shardq.storage.keys import Keys, ShardKeys
 from shardq.storage.pipes import Pipes
 from shardq.storage.reply import shape, text, texts
@@ -80,5 +80,5 @@ async def append_tick(
     pipes: Pipes, shard: ShardKeys, name: str, tick_s: int, batch: bytes, confirm: Confirm | None
 ) -> str:
     """Stores the tick's message unless it was stored before: the status of append."""
-    packed = calls.pack_append(shard, tick_producer(name), tick_s, 1, batch, confirm)
-    return calls.read_append(await pipes.command(shard.slot, packed.data, confirm=confirm)).status
+    packed = appends.pack_append(shard, tick_producer(name), tick_s, 1, batch, confirm)
+    return appends.read_append(await pipes.command(shard.slot, packed.data, confirm=confirm)).status

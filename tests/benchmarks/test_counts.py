@@ -15,7 +15,7 @@ import shardq
 from shardq.core import records
 from shardq.ops.bench_shardq import make_pairs
 from shardq.ops.local_cluster import LocalCluster
-from shardq.runtime import filling, holding, runners
+from shardq.runtime import holding, runners, staging
 from tests.benchmarks.counts import Counts, commands, function_calls, handle, instant_producer, stream_bytes
 
 # The counts were the same on all three kinds, and so is the code that makes them.
@@ -224,7 +224,7 @@ async def test_sending_again_and_again_side_by_side() -> None:
 async def test_sending_to_a_store_that_answers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same in every run: nothing gathers while a call is under way, so these are the smallest batches there are."""
     # A chunk may end by the processor time it took, of which being counted takes more.
-    monkeypatch.setattr(filling, "CHUNK_HOLDS_S", 3600.0)
+    monkeypatch.setattr(staging, "CHUNK_HOLDS_S", 3600.0)
     pairs = make_pairs(MESSAGES)
 
     async def count() -> Counts:
@@ -239,7 +239,7 @@ async def test_sending_to_a_store_that_answers_at_once(monkeypatch: pytest.Monke
 async def test_sending_over_many_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards that would get a few messages in each chunk wait for more: a call for each of them would be 62 calls for
     1,000 messages."""
-    monkeypatch.setattr(filling, "CHUNK_HOLDS_S", 3600.0)
+    monkeypatch.setattr(staging, "CHUNK_HOLDS_S", 3600.0)
     monkeypatch.setattr(holding, "LONGEST_S", 3600.0)
     pairs = make_pairs(MANY_MESSAGES)
 

@@ -21,7 +21,7 @@ import shardq
 from shardq.cli.app import run
 from shardq.core.intake import dead_letter
 from shardq.ops.local_cluster import LocalCluster, find_server
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from tests.cli.support import commands, until
 
 NOW_MS = time.time_ns() // 1_000_000

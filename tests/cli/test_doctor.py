@@ -12,7 +12,7 @@ import pytest
 import shardq
 from shardq.cli.app import run
 from shardq.ops.local_cluster import LocalCluster
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from shardq.storage.keys import Keys
 from shardq.storage.nodes import free_ports
 

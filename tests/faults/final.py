@@ -7,7 +7,7 @@ from typing import Any
 
 import shardq
 from shardq.errors import StoreError
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from shardq.storage.counters import ShardCounters
 from shardq.storage.keys import ShardKeys
 from tests.faults.clients import GROUP, effects_key, key_name

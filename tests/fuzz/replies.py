@@ -21,7 +21,7 @@ from shardq.errors import CorruptData, LeaseLost, ShardqError, UnknownGroup, Unk
 from shardq.runtime import delete
 from shardq.runtime.dead import DeadLetters
 from shardq.runtime.history import Pager
-from shardq.storage import calls, control, counters, dead, groups, limits, queues, removal, reshard, schedules
+from shardq.storage import appends, calls, control, counters, dead, groups, limits, queues, removal, reshard, schedules
 from shardq.storage.bells import _told
 from shardq.storage.keys import Keys
 from shardq.storage.pipes import Pipes
@@ -131,11 +131,11 @@ async def _info(pipes: Pipes) -> None:
 
 
 async def _append(pipes: Pipes) -> None:
-    calls.read_append(await pipes.command(0, b""))
+    appends.read_append(await pipes.command(0, b""))
 
 
 async def _append_each(pipes: Pipes) -> None:
-    calls.read_append(await pipes.command(0, b""), each=2)
+    appends.read_append(await pipes.command(0, b""), each=2)
 
 
 async def _beat(pipes: Pipes) -> None:

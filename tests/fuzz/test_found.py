@@ -15,7 +15,8 @@ from shardq.core.servers import version_of
 from shardq.errors import CorruptData, StoreError, StoreRefused, StoreTimeout, StoreUnavailable, UsageError
 from shardq.ops import archive_files
 from shardq.ops.archive_files import owner_of, pack_member, unpack_member
-from shardq.storage.cluster import Cluster, Packed, confirm_fsync, confirm_replicas, pack_command
+from shardq.storage.cluster import Cluster
+from shardq.storage.commands import Packed, confirm_fsync, confirm_replicas, pack_command
 from shardq.storage.control import Member
 from shardq.storage.nodes import node_command, node_slot_map
 from shardq.storage.reply import entries_of, text, texts

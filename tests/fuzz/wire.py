@@ -10,7 +10,8 @@ from typing import Any, cast
 from redis._parsers.base import BaseParser
 from redis.asyncio.cluster import ClusterNode
 
-from shardq.storage.cluster import Cluster, Packed, confirm_fsync, confirm_replicas, pack_command
+from shardq.storage.cluster import Cluster
+from shardq.storage.commands import Packed, confirm_fsync, confirm_replicas, pack_command
 from shardq.storage.trouble import Trouble
 
 

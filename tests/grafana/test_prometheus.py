@@ -24,7 +24,7 @@ from shardq.ops.exporter import serve_metrics
 from shardq.ops.http import serving
 from shardq.ops.local_cluster import LocalCluster, find_server
 from shardq.ops.queue_metrics import Snapshot, families
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from tests.grafana.machine import DEADLINE_S, Prometheus, find, scraping
 from tests.runtime.harness import until
 

@@ -22,7 +22,7 @@ from shardq.ops.doctor.queues import hot, hot_between, uneven
 from shardq.ops.doctor.run import Wanted, examine
 from shardq.ops.inspect import QueueView, ShardView, read_queue
 from shardq.ops.local_cluster import LocalCluster
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from tests.runtime.harness import running, until, workers
 
 # What it finds of queues is read by functions that tests/storage shows on every kind.

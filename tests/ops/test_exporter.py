@@ -21,7 +21,7 @@ from shardq.ops import exporter
 from shardq.ops.exporter import serve_metrics
 from shardq.ops.local_cluster import LocalCluster, LocalServer, find_server
 from shardq.ops.queue_metrics import Snapshot
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from shardq.storage.nodes import free_ports
 from tests.cli.support import Command, Start, commands, until
 from tests.runtime import harness

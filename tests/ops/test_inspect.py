@@ -11,7 +11,7 @@ import shardq
 from shardq.errors import UnknownQueue, UsageError
 from shardq.ops.inspect import group_view, read_queue
 from shardq.ops.local_cluster import LocalCluster, find_server
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from shardq.storage.control import control_state
 from shardq.storage.counters import GroupCounters, ShardCounters
 

@@ -16,7 +16,7 @@ from typing import Any
 import anyio
 
 import shardq
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from tests.runtime.harness import GROUP, WorkerProcess, until
 
 APP = "tests.runtime.effects_app:worker"

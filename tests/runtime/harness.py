@@ -19,7 +19,7 @@ import anyio
 import shardq
 from shardq.core import records
 from shardq.core.ids import MessageId
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from shardq.storage.counters import ShardCounters
 
 ROOT = Path(__file__).parents[2]
@@ -194,7 +194,7 @@ async def drained(queue: shardq.Queue, group: str = GROUP) -> bool:
 
 async def check_equation(queue: shardq.Queue, group: str = GROUP) -> None:
     """appended = finished + backlog on every shard, the backlog counted from what the stream really holds."""
-    from shardq.storage.cluster import pack_command
+    from shardq.storage.commands import pack_command
 
     for shard, counters in (await queue.counters([group])).items():
         keys = queue.shards[shard]

@@ -14,7 +14,7 @@ import shardq
 from shardq.core.slots import key_slot
 from shardq.ops.local_cluster import LocalCluster
 from shardq.runtime.bells import Bells
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from shardq.storage.nodes import node_command
 from tests.runtime.harness import until
 from tests.runtime.listening import DEADLINE_S, HOST, subscribers

@@ -14,7 +14,7 @@ import shardq
 from shardq import Missed, Notice
 from shardq.core.notices import encode
 from shardq.ops.local_cluster import LocalCluster
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from shardq.storage.keys import CastNames
 from shardq.storage.nodes import node_command
 from tests.runtime.harness import until

@@ -18,7 +18,7 @@ from shardq import Missed, Notice
 from shardq.core.slots import SLOTS
 from shardq.errors import StoreTimeout, StoreUnavailable
 from shardq.ops.local_cluster import LocalCluster
-from shardq.storage.cluster import Packed
+from shardq.storage.commands import Packed
 from shardq.storage.keys import CastNames
 from shardq.storage.nodes import node_command, node_info
 from shardq.storage.trouble import Trouble

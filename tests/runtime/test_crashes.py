@@ -20,7 +20,7 @@ import pytest
 import shardq
 from shardq.ops.local_cluster import LocalCluster
 from shardq.storage import calls
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from tests.runtime.crowd import (
     APP,
     LEASE_S,

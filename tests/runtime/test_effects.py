@@ -10,7 +10,7 @@ import pytest
 
 import shardq
 from shardq.ops.local_cluster import LocalCluster
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from tests.runtime.harness import GROUP, check_equation, drained, running, until
 
 pytestmark = pytest.mark.anyio

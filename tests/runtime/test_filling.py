@@ -13,9 +13,11 @@ from shardq.core.hashing import key_hash
 from shardq.core.records import Key
 from shardq.core.routing import RoutingTable, Shard
 from shardq.errors import InvalidKey, InvalidValue, MessageTooLarge
-from shardq.runtime import filling
-from shardq.runtime.buffers import Owner, PendingBatch, ShardBuffer
-from shardq.runtime.filling import Filler, Limits
+from shardq.runtime import filling, staging
+from shardq.runtime.batches import PendingBatch
+from shardq.runtime.buffers import Owner, ShardBuffer
+from shardq.runtime.filling import Limits
+from shardq.runtime.staging import Filler
 from shardq.storage.keys import ShardKeys
 
 pytestmark = pytest.mark.anyio
@@ -187,18 +189,18 @@ async def test_a_chunk_takes_no_more_than_its_bytes_from_a_source() -> None:
 
     sent = Sent(1024, WIDE)
     assert sent.filler.put_chunk(source())
-    assert sent.filler.buffered_bytes < filling.CHUNK_BYTES + 2 * 1000 * 1000
+    assert sent.filler.buffered_bytes < staging.CHUNK_BYTES + 2 * 1000 * 1000
 
 
 async def test_a_source_of_empty_messages_ends() -> None:
     sent = Sent(1, WIDE)
-    fill(sent, iter([("", b"")] * (filling.STRETCH * 4)))
-    assert sent.filler.put_messages == filling.STRETCH * 4
+    fill(sent, iter([("", b"")] * (staging.STRETCH * 4)))
+    assert sent.filler.put_messages == staging.STRETCH * 4
 
 
 async def test_a_chunk_that_took_long_ends_after_one_stretch(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count(0, 60)
     monkeypatch.setattr("shardq.runtime.filling.time.thread_time", lambda: next(clock))
     sent = Sent(1, WIDE)
-    assert fill(sent, iter([("k", b"v")] * (filling.STRETCH * 3))) >= 3
-    assert sent.filler.put_messages == filling.STRETCH * 3
+    assert fill(sent, iter([("k", b"v")] * (staging.STRETCH * 3))) >= 3
+    assert sent.filler.put_messages == staging.STRETCH * 3

@@ -19,7 +19,7 @@ from shardq.errors import GroupInUse, UnknownGroup, UsageError
 from shardq.ops.local_cluster import LocalCluster
 from shardq.runtime.groups import Groups
 from shardq.storage import calls, control, groups
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from shardq.storage.groups import Start
 from shardq.storage.keys import ShardKeys
 from shardq.storage.nodes import node_command

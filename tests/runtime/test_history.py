@@ -19,7 +19,7 @@ from shardq.core.ids import MessageId, entry_key
 from shardq.errors import ClosedError, InvalidKey, StoreRefused, StoreUnavailable, UsageError
 from shardq.ops.local_cluster import LocalCluster, find_server
 from shardq.runtime import history
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from tests.runtime.harness import until
 
 pytestmark = pytest.mark.anyio

@@ -12,10 +12,10 @@ import pytest
 
 from shardq.core import records
 from shardq.errors import ClosedError
-from shardq.runtime import filling, holding
+from shardq.runtime import holding, staging
 from shardq.runtime.buffers import ShardBuffer
-from shardq.runtime.filling import spread
 from shardq.runtime.producer import Producer
+from shardq.runtime.routes import spread
 from shardq.storage.requests import Request
 from tests.benchmarks.counts import instant_producer
 from tests.runtime.test_filling import WIDE, Sent
@@ -28,7 +28,7 @@ AT_ONCE = holding.CALLS
 @pytest.fixture(autouse=True)
 def whole_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """They end by their size, not by the processor time they took."""
-    monkeypatch.setattr(filling, "CHUNK_HOLDS_S", 3600.0)
+    monkeypatch.setattr(staging, "CHUNK_HOLDS_S", 3600.0)
 
 
 class Held(Sent):
@@ -167,7 +167,7 @@ async def test_all_go_when_it_takes_long() -> None:
 
 async def test_nothing_waits_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(filling, "monotonic", lambda: now[0])
+    monkeypatch.setattr(staging, "monotonic", lambda: now[0])
     monkeypatch.setattr(holding, "monotonic", lambda: now[0])
     sent = Held(MANY)
     with sent.filler.holding.on():
@@ -183,7 +183,7 @@ async def test_nothing_waits_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_each_message_keeps_the_time_of_its_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     now_ms = [1_700_000_000_000]
     monkeypatch.setattr("shardq.runtime.filling.time.time_ns", lambda: now_ms[0] * 1_000_000)
-    sent, given = Held(MANY), numbered(3 * filling.CHUNK_PER_SHARD * MANY + 3 * filling.CHUNK)
+    sent, given = Held(MANY), numbered(3 * staging.CHUNK_PER_SHARD * MANY + 3 * staging.CHUNK)
     times: dict[int, int] = {}
     source, taken = iter(given), 0
     with sent.filler.holding.on():
@@ -273,7 +273,7 @@ async def test_a_send_ends_however_little_room_there_is(room: int) -> None:
 async def test_no_shard_waits_for_time_to_pass_while_a_send_waits_for_room(
     shards: int, a_turn: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shardq.runtime.producer.LONGEST_S", 3600.0)
+    monkeypatch.setattr("shardq.runtime.settling.LONGEST_S", 3600.0)
     producer = slow_producer(SlowStore(a_turn), 10_000, shards)
     with anyio.fail_after(60):
         assert await producer.send_many(numbered(30_000)) == 30_000

@@ -20,7 +20,7 @@ import pytest
 import shardq
 from shardq.core.limits import parse_limit
 from shardq.ops.local_cluster import LocalCluster
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from tests.runtime.harness import GROUP, Traffic, check_equation, drained, owners, running, until, workers
 from tests.runtime.judge import judge, read_journal
 

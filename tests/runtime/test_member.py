@@ -14,7 +14,7 @@ from shardq.runtime.member import JOINED, Member
 from shardq.runtime.settings import WorkerSettings
 from shardq.runtime.table import BELL, TableFollower
 from shardq.storage import control
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from shardq.storage.keys import Keys
 from shardq.storage.pipes import Pipes
 

@@ -12,7 +12,7 @@ from shardq.runtime import coordinator
 from shardq.runtime.coordinator import Coordinator
 from shardq.runtime.outages import Outages
 from shardq.runtime.settings import WorkerSettings
-from shardq.storage import calls
+from shardq.storage import offers
 from shardq.storage.control import Beat, Member
 from shardq.storage.keys import Keys, ShardKeys
 
@@ -31,7 +31,7 @@ class Leader:
         keys = Keys("shardq", "q")
         self._shards = {shard: keys.shard(shard, "a") for shard in answers}
         monkeypatch.setattr(coordinator, "monotonic", lambda: self.now_s)
-        monkeypatch.setattr(calls, "offer_all", self._offer_all)
+        monkeypatch.setattr(offers, "offer_all", self._offer_all)
         self._plan = Plan.make(self._shards, ["w"], Plan())
         self._coordinator = Coordinator(
             pipes=NONE,  # type: ignore[arg-type]  # see there

@@ -13,7 +13,7 @@ import pytest
 import shardq
 from shardq.core.ids import MessageId
 from shardq.ops.local_cluster import LocalCluster
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from shardq.storage.nodes import node_command
 from tests.runtime.harness import Traffic, stored, until
 from tests.runtime.proxy import proxied

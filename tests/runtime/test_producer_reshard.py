@@ -25,7 +25,7 @@ from shardq.core.routing import RoutingTable
 from shardq.errors import NotStored, StoreUnavailable, UnknownQueue
 from shardq.ops.local_cluster import LocalCluster
 from shardq.runtime import reshard as resharding
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from tests.runtime.harness import GROUP, Traffic, drained, running, stored, until
 from tests.runtime.proxy import proxied
 

@@ -12,7 +12,7 @@ from shardq.core.slots import key_slot
 from shardq.errors import GroupInUse, UnknownQueue
 from shardq.ops.local_cluster import LocalCluster
 from shardq.storage import calls, removal
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from shardq.storage.nodes import node_command
 from tests.runtime.harness import GROUP, owners, until, workers
 from tests.runtime.judge import read_journal

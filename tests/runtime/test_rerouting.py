@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from shardq.core import records
 from shardq.errors import StoreTimeout
-from shardq.runtime.buffers import ConditionalBatch, Owner, PendingBatch, ShardBuffer, all_ended
+from shardq.runtime.batches import ConditionalBatch, PendingBatch, all_ended
+from shardq.runtime.buffers import Owner, ShardBuffer
 from shardq.runtime.rerouting import split_batch
-from shardq.storage.calls import Item
+from shardq.storage.appends import Item
 from shardq.storage.keys import ShardKeys
 
 KEYS = ShardKeys("stream", "meta", "bell", 0, "base", "base")

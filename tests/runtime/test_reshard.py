@@ -20,7 +20,7 @@ from shardq.ops.local_cluster import LocalCluster
 from shardq.runtime import reshard as resharding
 from shardq.runtime.reshard_state import Unfinished
 from shardq.storage import calls, queues, schedules
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from shardq.storage.pipes import Pipes
 from tests.runtime.harness import until
 from tests.runtime.test_removal import keys_of

@@ -18,7 +18,7 @@ from shardq.ops.local_cluster import LocalCluster
 from shardq.runtime.runners import BatchRunners
 from shardq.runtime.settings import WorkerSettings
 from shardq.runtime.shard import OwnedShard
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from shardq.storage.keys import Keys
 from tests.runtime.harness import GROUP, check_equation, drained, running, until
 

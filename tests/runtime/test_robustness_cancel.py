@@ -16,7 +16,7 @@ import pytest
 import shardq
 from shardq.core.slots import SLOTS
 from shardq.ops.local_cluster import LocalCluster
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from tests.runtime.harness import until
 from tests.runtime.outages_rig import breakable, connected
 

@@ -21,7 +21,7 @@ from shardq.runtime.client import OPEN_TIMEOUT_S
 from shardq.runtime.jobs import Job
 from shardq.runtime.settings import WorkerSettings
 from shardq.runtime.standalone import coordinate
-from shardq.storage.cluster import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S
+from shardq.storage.exchange import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S
 from shardq.storage.pipes import DEFAULT_TIMEOUT_S as CALL_S
 from shardq.testing import NotDrained, drain
 from tests.runtime.harness import GROUP, until

@@ -17,7 +17,7 @@ import pytest
 import shardq
 from shardq.ops.local_cluster import LocalCluster
 from shardq.runtime.outages import AGAIN_FIRST_S, AGAIN_LAST_S, Outages
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from tests.runtime.harness import GROUP, check_equation, drained, until
 from tests.runtime.outages_rig import HOST, breakable, gone, reached, stopped
 

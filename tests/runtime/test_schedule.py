@@ -30,7 +30,7 @@ from shardq.ops.local_cluster import LocalCluster
 from shardq.runtime.scheduler import Scheduler
 from shardq.runtime.schedules import home
 from shardq.storage import schedules
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from shardq.storage.control import control_state
 from tests.cli.support import Command, Start, commands
 from tests.runtime.harness import until

@@ -14,7 +14,7 @@ from shardq.core.compression import Compression
 from shardq.core.queue_settings import QueueSettings
 from shardq.core.slots import key_slot
 from shardq.ops.local_cluster import LocalCluster
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from shardq.storage.keys import registry
 
 pytestmark = pytest.mark.anyio

@@ -29,7 +29,7 @@ from shardq.ops.local_cluster import LocalCluster, find_server
 from shardq.runtime import background, feed
 from shardq.runtime.answers import SendOptions
 from shardq.runtime.sync import ProducerOptions
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from shardq.storage.nodes import free_ports
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ import pytest
 import shardq
 from shardq.core import records
 from shardq.ops.local_cluster import LocalCluster
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 
 pytestmark = pytest.mark.anyio
 

@@ -24,7 +24,7 @@ from shardq.runtime import reshard as resharding
 from shardq.runtime import upkeep
 from shardq.runtime.settings import WorkerSettings
 from shardq.runtime.standalone import coordinate
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from shardq.storage.keys import Keys
 from shardq.storage.pipes import Pipes
 from tests.runtime.harness import GROUP, drained, owners, running, until

@@ -204,7 +204,7 @@ async def test_leases_go_on_while_a_new_leader_is_found(cluster: LocalCluster, q
 
 
 async def leader_of(queue: shardq.Queue) -> str:
-    from shardq.storage.cluster import pack_command
+    from shardq.storage.commands import pack_command
 
     data = pack_command("HGET", queue.keys.control(GROUP), "leader")
     return (await queue.client.pipes.command(queue.keys.control_slot, data) or b"").decode()

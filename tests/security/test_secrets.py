@@ -20,7 +20,7 @@ from shardq.cli.app import run
 from shardq.ops.exporter import QueueReader
 from shardq.ops.queue_metrics import _of_groups, _of_shards
 from shardq.storage.acl import Wanted
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from tests.cli.support import commands
 from tests.cli.support import until as until_sync
 from tests.runtime.harness import GROUP, drained, running, until

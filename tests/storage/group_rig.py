@@ -14,7 +14,7 @@ from shardq.core import records
 from shardq.core.intake import unpack_progress
 from shardq.core.slots import tag_for_slot
 from shardq.storage import calls, counters, groups
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from shardq.storage.counters import GroupCounters
 from shardq.storage.groups import Done, Start
 from shardq.storage.keys import Keys

@@ -17,9 +17,10 @@ from shardq.core.intake import unpack_progress
 from shardq.core.message import Batch, Message, Ownership
 from shardq.core.session import NEW, Put, Step
 from shardq.core.slots import tag_for_slot
-from shardq.storage import calls, counters, dead, groups
-from shardq.storage.calls import Acquired, Appended, Item, Stepped
-from shardq.storage.cluster import Packed, pack_command
+from shardq.storage import appends, calls, counters, dead, groups
+from shardq.storage.appends import Appended, Item
+from shardq.storage.calls import Acquired, Stepped
+from shardq.storage.commands import Packed, pack_command
 from shardq.storage.counters import GroupCounters, ShardCounters
 from shardq.storage.keys import Keys
 from shardq.storage.pipes import Pipes
@@ -65,7 +66,7 @@ class Rig:
 
     async def append(self, producer: str, sequence: int, *values: str) -> Appended:
         raw = batch_of(*values)
-        return await self.send(calls.pack_append(self.shard, producer, sequence, max(len(values), 1), raw, None))
+        return await self.send(appends.pack_append(self.shard, producer, sequence, max(len(values), 1), raw, None))
 
     async def stored(self, producer: str, sequence: int, *values: str) -> str:
         """Appends; returns the id of the entry."""
@@ -74,7 +75,7 @@ class Rig:
         return appended.entries[0]
 
     async def append_each(self, producer: str, sequence: int, *items: Item) -> Appended:
-        return await self.send(calls.pack_append_each(self.shard, producer, sequence, items, None), each=len(items))
+        return await self.send(appends.pack_append_each(self.shard, producer, sequence, items, None), each=len(items))
 
     async def promote(self, most: int = 1000) -> tuple[int, int | None]:
         return await calls.promote(self.pipes, self.shard, most=most, timeout_s=TIMEOUT_S)
@@ -87,7 +88,7 @@ class Rig:
         call = Call(self.shard.slot, packed, anyio.current_time() + TIMEOUT_S)
         self.pipes.submit(call)
         await call.wait()
-        return calls.read_append(call.outcome(), each=each)
+        return appends.read_append(call.outcome(), each=each)
 
     async def tune(self, **settings: str | int) -> None:
         """Sets what the shard knows of its queue's settings."""

@@ -9,7 +9,7 @@ import pytest
 from shardq.core.intake import pack_progress
 from shardq.core.session import FIRST, NEW
 from shardq.errors import LeaseLost, StoreRefused, UnknownQueue
-from shardq.storage import calls
+from shardq.storage import appends
 from tests.storage.rig import Rig, ids, progress_of
 
 pytestmark = pytest.mark.anyio
@@ -133,7 +133,7 @@ async def test_trimming_spares_what_another_group_has_not_finished(shard: Rig) -
 async def test_dead_letters_are_kept_and_counted(shard: Rig) -> None:
     first = await shard.stored("p", 1, "a", "b", "c")
     broken = b"\1\0\0\5" + b"\xc1"
-    (second,) = (await shard.send(calls.pack_append(shard.shard, "p", 2, 5, broken, None))).entries
+    (second,) = (await shard.send(appends.pack_append(shard.shard, "p", 2, 5, broken, None))).entries
     token = await shard.own()
     await shard.fetch(token)
     record = msgspec.msgpack.encode({"why": "a"})

@@ -7,7 +7,7 @@ import pytest
 from shardq.core.routing import RoutingTable
 from shardq.core.session import FIRST
 from shardq.errors import StoreRefused, UnknownQueue
-from shardq.storage import calls, groups, queues
+from shardq.storage import appends, calls, groups, queues
 from tests.storage.rig import Rig, batch_of
 
 pytestmark = pytest.mark.anyio
@@ -127,7 +127,7 @@ async def test_a_sealed_shard_takes_nothing(shard: Rig) -> None:
 )
 async def test_a_batch_that_contradicts_its_count_is_refused(shard: Rig, count: int, raw: bytes) -> None:
     with pytest.raises(StoreRefused, match="report it"):
-        await shard.send(calls.pack_append(shard.shard, "p", 1, count, raw, None))
+        await shard.send(appends.pack_append(shard.shard, "p", 1, count, raw, None))
     assert await shard.entries() == []
 
 

@@ -6,8 +6,8 @@ import anyio
 import pytest
 
 from shardq.errors import StoreRefused
-from shardq.storage import calls
-from shardq.storage.calls import Item
+from shardq.storage import appends
+from shardq.storage.appends import Item
 from tests.storage.rig import Rig, batch_of, one
 
 pytestmark = pytest.mark.anyio
@@ -238,7 +238,7 @@ async def test_malformed_messages_are_refused_all_together(shard: Rig, args: lis
 async def test_as_many_messages_as_a_call_takes(shard: Rig) -> None:
     """More than a Lua stack takes, of every kind."""
     items = [one(str(number), when="in:60000" if number % 3 == 0 else "") for number in range(3000)]
-    packed = calls.pack_append_each(shard.shard, "p", 1, items, None)
+    packed = appends.pack_append_each(shard.shard, "p", 1, items, None)
     answer = await shard.send(packed, each=3000)
     assert len(set(answer.entries)) == 3000
     assert await shard.send(packed, each=3000) == answer

@@ -11,7 +11,7 @@ import pytest
 from shardq.core.limits import AHEAD_S, KEY_AHEAD_S, Grant, Limit, parse_limit
 from shardq.errors import StoreRefused
 from shardq.storage import limits
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from tests.storage.rig import Rig
 
 pytestmark = pytest.mark.anyio

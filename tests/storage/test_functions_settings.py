@@ -7,7 +7,7 @@ import pytest
 from shardq.core.slots import tag_for_slot
 from shardq.errors import CorruptData, StoreRefused, UnknownQueue
 from shardq.storage import calls, queues
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from shardq.storage.queues import Declared
 from tests.storage.rig import Rig
 

@@ -11,8 +11,8 @@ import anyio
 import pytest
 
 from shardq.ops.local_cluster import LocalCluster, LocalServer
-from shardq.storage import calls, cluster
-from shardq.storage.cluster import Confirm, pack_command
+from shardq.storage import appends, exchange
+from shardq.storage.commands import Confirm, pack_command
 from shardq.storage.mastership import Histories, parsed, replicas_confirming
 from shardq.storage.nodes import bus_port, free_ports, node_command, node_info
 from shardq.storage.pipes import Pipes
@@ -40,13 +40,13 @@ class Sender:
 
     async def append(self, sequence: int, value: str) -> None:
         """Returns when it is stored, and confirmed by the replica."""
-        packed = calls.pack_append(self.shard.shard, "p", sequence, 1, batch_of(value), REPLICA)
+        packed = appends.pack_append(self.shard.shard, "p", sequence, 1, batch_of(value), REPLICA)
         async with anyio.create_task_group() as tasks:
             pipes = Pipes(self.shard.client.cluster, tasks, self.retries.append)
             call = Call(self.shard.shard.slot, packed, anyio.current_time() + LONG_S)
             pipes.submit(call)
             await call.wait()
-            assert calls.read_append(call.outcome()).status == "OK"
+            assert appends.read_append(call.outcome()).status == "OK"
             tasks.cancel_scope.cancel()
 
 
@@ -108,7 +108,7 @@ def own_cluster(server_binary: Path) -> Iterator[LocalCluster]:
 async def test_a_master_that_was_none_in_between_confirms_nothing(
     own_cluster: LocalCluster, queue_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "ANSWER_TIMEOUT_S", LONG_S)
+    monkeypatch.setattr(exchange, "ANSWER_TIMEOUT_S", LONG_S)
     pair = Pair(own_cluster)
     async with rig(own_cluster.url, queue_name) as shard, anyio.create_task_group() as tasks:
         sender, stream, settled = Sender(shard), shard.shard.stream, anyio.Event()
@@ -141,7 +141,7 @@ async def test_a_replica_that_still_loads_confirms_nothing(
     server_binary: Path, queue_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first one that a master without an append-only file ever has: what was written before stands at byte 0."""
-    monkeypatch.setattr(cluster, "ANSWER_TIMEOUT_S", LONG_S)
+    monkeypatch.setattr(exchange, "ANSWER_TIMEOUT_S", LONG_S)
     settings = {"appendonly": "no"}
     with LocalCluster(1, 0, None, server_binary, settings=settings) as made, joined(made) as replica:
         for setting, value in (("key-load-delay", 1000), ("loading-process-events-interval-bytes", 1024)):
@@ -186,7 +186,7 @@ def joined(made: LocalCluster) -> Iterator[LocalServer]:
 async def test_a_late_confirmation_counts_in_the_history_that_was_known_before(
     cluster_with_replicas: LocalCluster, queue_name: str, monkeypatch: pytest.MonkeyPatch, known: bool, again: bool
 ) -> None:
-    monkeypatch.setattr(cluster, "ROLES_CHANGE_S", -1)
+    monkeypatch.setattr(exchange, "ROLES_CHANGE_S", -1)
     async with rig(cluster_with_replicas.url, queue_name) as shard:
         sender = Sender(shard)
         if not known:
@@ -202,7 +202,7 @@ async def test_a_late_confirmation_counts_in_the_history_that_was_known_before(
 async def test_a_confirmation_in_time_asks_nothing(
     cluster_with_replicas: LocalCluster, queue_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "ROLES_CHANGE_S", LONG_S)
+    monkeypatch.setattr(exchange, "ROLES_CHANGE_S", LONG_S)
     async with rig(cluster_with_replicas.url, queue_name) as shard:
         sender = Sender(shard)
         shard.client.cluster.histories = Histories()

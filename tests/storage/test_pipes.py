@@ -17,8 +17,8 @@ import shardq
 from shardq.core.slots import SLOTS
 from shardq.errors import StoreTimeout
 from shardq.ops.local_cluster import LocalCluster
-from shardq.storage import calls, cluster
-from shardq.storage.cluster import pack_command
+from shardq.storage import appends, exchange
+from shardq.storage.commands import pack_command
 from shardq.storage.pipes import Pipes
 from tests.storage.rig import Rig, batch_of, rig, until
 
@@ -55,7 +55,7 @@ async def append_watched(made: Rig, retries: list[str], statuses: list[str]) -> 
 async def test_a_call_outlasts_a_paused_node(
     own_cluster: LocalCluster, queue_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "ANSWER_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(exchange, "ANSWER_TIMEOUT_S", 0.3)
     retries: list[str] = []
     statuses: list[str] = []
     async with rig(own_cluster.url, queue_name, LAST) as made, anyio.create_task_group() as tasks:
@@ -85,9 +85,9 @@ async def test_others_go_on_while_a_node_is_paused(own_cluster: LocalCluster, qu
 async def test_a_deadline_that_passes_leaves_the_outcome_unknown(
     own_cluster: LocalCluster, queue_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "ANSWER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(exchange, "ANSWER_TIMEOUT_S", 0.2)
     async with rig(own_cluster.url, queue_name, LAST) as made:
-        packed = calls.pack_append(made.shard, "p", 1, 1, batch_of("a"), None)
+        packed = appends.pack_append(made.shard, "p", 1, 1, batch_of("a"), None)
         with paused(own_cluster, 2):
             with pytest.raises(StoreTimeout, match="did not answer") as caught:
                 await made.pipes.command(LAST, packed.data, timeout_s=0.5)

@@ -17,7 +17,8 @@ from shardq.core.slots import SLOTS
 from shardq.errors import StoreError, StoreUnavailable
 from shardq.ops.local_cluster import LocalCluster
 from shardq.storage import topology
-from shardq.storage.cluster import MOST_STRANGERS, pack_command
+from shardq.storage.cluster import MOST_STRANGERS
+from shardq.storage.commands import pack_command
 from shardq.storage.nodes import node_command
 from shardq.storage.pipes import BACKOFF_FIRST_S, BACKOFF_LAST_S, Pipes
 from shardq.storage.requests import Pipe

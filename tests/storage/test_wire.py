@@ -18,7 +18,8 @@ from redis.asyncio.connection import Connection, SSLConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse, ResponseError
 
-from shardq.storage.cluster import Cluster, Packed, pack_command
+from shardq.storage.cluster import Cluster
+from shardq.storage.commands import Packed, pack_command
 from shardq.storage.wire import Room, Wire
 from tests.security.tls import make_files
 

@@ -14,7 +14,7 @@ import pytest
 
 import shardq
 from shardq.ops.local_cluster import LocalCluster, find_server
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from shardq.testing import Drained, NotDrained, drain, drain_sync, local_cluster, unique_queue_name
 
 pytestmark = pytest.mark.anyio

@@ -20,7 +20,8 @@ from shardq.ops.inspect import QueueView, read_queue
 from shardq.runtime.autosplit import newest_keys
 from shardq.runtime.client import Client
 from shardq.runtime.queue import Queue
-from shardq.storage.cluster import Cluster, pack_command
+from shardq.storage.cluster import Cluster
+from shardq.storage.commands import pack_command
 from shardq.storage.control import Member, control_state
 from shardq.storage.keys import Keys, ShardKeys, queue_of_key
 from shardq.storage.node_facts import is_denied, keys_under
