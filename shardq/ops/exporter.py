@@ -85,13 +85,13 @@ class QueueReader:
             if kept is not None:
                 queues[name] = kept
 
-        await self._count_away()
-        names = await self._names()
-        blind = names is None
-        if names is None:
-            errors += 1
-            names = list(self.last.queues)
         async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._count_away)
+            names = await self._names()
+            blind = names is None
+            if names is None:
+                errors += 1
+                names = list(self.last.queues)
             for name in names:
                 tasks.start_soon(look, name)
         now, failed = anyio.current_time(), errors > self.last.errors
