@@ -26,6 +26,7 @@ _log = logging.getLogger("shardq")
 Split = Callable[[int], Awaitable[Any]]
 KEYS_WITHIN_S, KEYS_TIMEOUT_S = 5.0, 10.0
 LOOK_EVERY_S = 0.02
+PAUSES = 4  # looks are made a fifth of the time at most
 LOOK_AGAIN_S = 60.0
 
 
@@ -100,6 +101,8 @@ class AutoSplitter:
         sample: Sequence[Key] = ()
         with anyio.move_on_after(KEYS_TIMEOUT_S):
             sample = await self._keys(shard)
+        if shard not in self._loads() or shard not in self._ranges():
+            return  # another one leads by now, or somebody else split it
         reason = why_not(KeySample.of(sample, *hashes))
         if reason:
             if shard not in self._refused_s:
@@ -117,11 +120,15 @@ async def newest_keys(queue: Queue, shard: int, within_s: float) -> Sequence[Key
 
     Where nothing is retained and workers keep up, the shard is empty at most moments. So where it holds but a few it is
     looked at again and again, for at most `within_s` seconds: what comes by stays for the few ms that handling takes.
+    Looks at large messages take their time, and the pauses between them as much more as keeps this cheap.
     """
     found: dict[str, Key] = {}
     started = monotonic()
     while True:
+        look_s = monotonic()
         found |= {record.id: record.key for record in await queue.peek(SAMPLE, reverse=True, shards=[shard])}
-        if len(found) >= ENOUGH or monotonic() - started >= within_s:
+        now = monotonic()
+        pause_s = max(LOOK_EVERY_S, PAUSES * (now - look_s))
+        if len(found) >= ENOUGH or now + pause_s - started > within_s:
             return list(found.values())[-SAMPLE:]
-        await anyio.sleep(LOOK_EVERY_S)
+        await anyio.sleep(pause_s)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from types import SimpleNamespace
 from typing import cast
 
 import anyio
@@ -207,6 +208,44 @@ async def test_keys_of_a_shard_that_is_nearly_empty_are_gathered(monkeypatch: py
     queue = Passing()
     keys = await newest_keys(cast("shardq.Queue", queue), 7, 60)
     assert (queue.looks, Counter(keys)) == (99, {"k0": 25, "k1": 25, "k2": 25, "k3": 25}), "each message counts once"
+
+
+async def test_looks_that_take_their_time_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the newest messages are some, and large: each look reads them all again."""
+    clock, queue = [1000.0], Passing()
+    look = queue.peek
+
+    async def slowly(count: int, *, reverse: bool, shards: Sequence[int]) -> list[Record]:
+        clock[0] += 0.2
+        return await look(count, reverse=reverse, shards=shards)
+
+    async def sleep(pause_s: float) -> None:
+        clock[0] += pause_s
+
+    monkeypatch.setattr(queue, "peek", slowly)
+    monkeypatch.setattr("shardq.runtime.autosplit.monotonic", lambda: clock[0])
+    monkeypatch.setattr("shardq.runtime.autosplit.anyio", SimpleNamespace(sleep=sleep))
+    keys = await newest_keys(cast("shardq.Queue", queue), 7, 5)
+    assert (len(keys), queue.looks) == (6, 5), "a fifth of the time"
+    assert clock[0] <= 1005
+
+
+@pytest.mark.parametrize("change", ["another one leads", "it was split"])
+async def test_what_changed_while_keys_were_gathered_is_seen(change: str) -> None:
+    fake = Fake()
+    splitter = fake.splitter()
+
+    async def newest(_shard: int) -> Sequence[Key]:
+        if change == "it was split":
+            fake.count = 2  # shard 2 is none of those that take messages any more
+        else:
+            loads.clear()
+        return MANY
+
+    loads = dict(fake.loads())
+    splitter._loads, splitter._keys = lambda: loads, newest
+    await splitter.look()
+    assert fake.split == []
 
 
 async def test_where_nothing_comes_by_it_ends_without_keys() -> None:
