@@ -38,6 +38,12 @@ class Round:
     plan: Plan
     dead: list[str]
 
+    @property
+    def lost(self) -> bool:
+        """Whether the store has no plan any more: its master lost what it had, or somebody deleted the group. Whoever
+        comes under a name that the plan has already would wait for it for ever."""
+        return self.beat.plan_version == 0 and bool(self.plan.owners)
+
 
 class _Free(NamedTuple):
     """A shard whose lease nobody holds, when it was offered last: when to look again, and how long that was put off."""
@@ -92,12 +98,13 @@ class Coordinator:
             self._ticks += not dead
             if not dead and self._ticks % AUDIT_EVERY == 0:
                 self._unsettled = set(self._shards)
-        return Round(beat, before, plan, dead) if plan is not before or dead or self._due() else None
+        todo = Round(beat, before, plan, dead)
+        return todo if plan is not before or dead or todo.lost or self._due() else None
 
     async def perform(self, nonce: str, todo: Round) -> bool:
         """Does it; false when another leader's term has begun."""
         plan, before, beat, version = todo.plan, todo.before, todo.beat, todo.beat.plan_version
-        if plan is not before or todo.dead:
+        if plan is not before or todo.dead or todo.lost:
             # Before the write: when its answer is lost, the next round sees no difference any more.
             changed = {shard for shard, owner in plan.owners.items() if before.owners.get(shard) != owner}
             self._unsettled |= changed

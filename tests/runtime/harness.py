@@ -40,8 +40,9 @@ class WorkerProcess:
         target: str = "tests.runtime.app:worker",
         settings: Mapping[str, str] = MappingProxyType({}),
         launcher: Sequence[str] = (),
+        options: Sequence[str] = (),
     ) -> None:
-        """`launcher` is a command that becomes the one behind it."""
+        """`launcher` is a command that becomes the one behind it, `options` are some of `shardq work`."""
         environment = os.environ | {
             "QUEUE": queue,
             "JOURNAL": str(journal),
@@ -52,7 +53,7 @@ class WorkerProcess:
         self.log = journal / f"log-{time.monotonic_ns()}.txt"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*launcher, sys.executable, "-m", "shardq", "work", target, "--url", url],
+                [*launcher, sys.executable, "-m", "shardq", "work", target, "--url", url, *options],
                 env=environment,
                 cwd=ROOT,
                 stderr=log,

@@ -4,6 +4,7 @@ a group may not begin on new shards yet. Redis is answered for, and so is the cl
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from shardq.runtime import coordinator
 from shardq.runtime.coordinator import Coordinator
 from shardq.runtime.outages import Outages
 from shardq.runtime.settings import WorkerSettings
-from shardq.storage import offers
+from shardq.storage import control, offers
 from shardq.storage.control import Beat, Member
 from shardq.storage.keys import Keys, ShardKeys
 
@@ -26,7 +27,7 @@ class Leader:
     """A coordinator that leads one worker with these shards; `answers` says what an offer of each is answered."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, answers: dict[int, str]) -> None:
-        self.now_s, self.answers = 1000.0, answers
+        self.now_s, self.answers, self.stored_version = 1000.0, answers, 1
         self.offered: list[tuple[float, int]] = []
         keys = Keys("shardq", "q")
         self._shards = {shard: keys.shard(shard, "a") for shard in answers}
@@ -55,7 +56,7 @@ class Leader:
         """So many heartbeats; returns what was offered."""
         before = len(self.offered)
         for number in range(count):
-            beat = Beat(1, "n", number, 1, None, {"w": Member("n", int(self.now_s * 4), False, "")})
+            beat = Beat(1, "n", number, self.stored_version, None, {"w": Member("n", int(self.now_s * 4), False, "")})
             if (round_ := self._coordinator.look(beat, self._plan)) is not None:
                 assert await self._coordinator.perform("n", round_)
             self.now_s += BEAT_S
@@ -71,6 +72,24 @@ async def test_what_its_owner_has_is_not_offered_again(monkeypatch: pytest.Monke
 async def test_what_another_one_has_is_offered_at_every_beat(monkeypatch: pytest.MonkeyPatch) -> None:
     leader = Leader(monkeypatch, {0: "OK"})
     assert await leader.beat(40) == [0] * 40
+
+
+async def test_a_plan_that_was_lost_is_stored_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    leader, stored = Leader(monkeypatch, {0: "OWNED"}), list[str]()
+
+    async def control_call(_pipes: object, _keys: Keys, _group: str, function: str, *_args: object, **_: float) -> Any:
+        stored.append(function)
+        return "OK", 2
+
+    monkeypatch.setattr(control, "control_call", control_call)
+    await leader.beat(3)
+    assert stored == []
+    leader.stored_version = 0
+    await leader.beat(1)
+    assert stored == ["plan"]
+    leader.stored_version = 2
+    await leader.beat(3)
+    assert stored == ["plan"]
 
 
 async def test_what_nobody_holds_is_offered_ever_more_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
