@@ -16,7 +16,7 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from shardq.core.lanes import lane_key
+from shardq.core.lanes import lane_key, let_go
 from shardq.core.later import key_tag
 from shardq.core.limits import Grant, Tokens
 from shardq.core.message import Message
@@ -161,6 +161,9 @@ class KeyGate:
 
     def clear(self) -> None:
         """The shard is not this worker's any more."""
+        for line in self._lines.values():
+            for message in line:
+                let_go(message)
         self._lines.clear()
         self._asks.clear()
         self._tokens.clear()

@@ -197,6 +197,8 @@ class ShardOwner:
             _log.warning(
                 "shard %d of %s: its lease was not given back, it runs out: %s", self.shard, self._queue, error
             )
+        finally:
+            held.lose()
 
     # -- claiming --------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from shardq.core import jobs
+from shardq.core.lanes import let_go
 from shardq.core.message import Message
 from shardq.core.retry import Reject, RetryLater
 from shardq.runtime.failures import asked_to_stop, dead_record, own_cancellation, text_of
@@ -87,6 +88,9 @@ class Runners:
     def resume(self, shard: OwnedShard, messages: list[Message]) -> None:
         """Messages that were stopped and are to be handled now."""
         raise NotImplementedError
+
+    def end(self) -> None:
+        """Nothing more is begun: what is left here is pending in Redis."""
 
     async def _serve(self, runner: _Runner) -> None:
         raise NotImplementedError
@@ -198,6 +202,8 @@ class Runners:
     def failed(self, shard: OwnedShard, messages: list[Message], error: Exception) -> None:
         """The handler raised: its messages are tried again later, or dead letters."""
         if shard.lost:
+            for message in messages:
+                let_go(message)
             return
         what = text_of(error)
         for message in messages:
@@ -251,6 +257,11 @@ class MessageRunners(Runners):
         self.ready.extend(messages)
         self.wake(len(messages))
 
+    def end(self) -> None:
+        for message in self.ready:
+            let_go(message)
+        self.ready.clear()
+
     @property
     def waiting(self) -> int:
         return len(self.ready)
@@ -300,9 +311,10 @@ class MessageRunners(Runners):
             following = None
             shard: OwnedShard = message.batch.owner  # type: ignore[assignment]  # its only kind; cast() costs a call
             if shard.lost or shard.draining:
+                let_go(message)
                 continue
             if now_s >= shard.trusted_until_monotonic_s:
-                shard.suspended.append(message)
+                shard.suspend(message)
                 continue
             if shard.marked and shard.is_deleted(message):
                 following = shard.finish(message)
@@ -329,7 +341,7 @@ class MessageRunners(Runners):
                     except asyncio.CancelledError as error:
                         if asked_to_stop():
                             shard.effects.pop(message.id, None)
-                            shard.suspended.append(message)
+                            shard.suspend(message)
                             raise
                         self.failed(shard, [message], own_cancellation(error))
                         break
@@ -498,7 +510,7 @@ class BatchRunners(Runners):
                 if asked_to_stop():
                     for message in messages:
                         shard.effects.pop(message.id, None)
-                    shard.suspended.extend(messages)
+                    shard.suspend(*messages)
                     raise
                 self.failed(shard, messages, own_cancellation(error))
                 self._next(shard)
@@ -522,7 +534,7 @@ class BatchRunners(Runners):
         if self.share is not None:
             self.share.give_back()
         if messages:
-            shard.suspended.extend(messages)
+            shard.suspend(*messages)
         else:
             self._next(shard)
 

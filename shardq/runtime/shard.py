@@ -12,7 +12,7 @@ from typing import Any
 from shardq.core import jobs
 from shardq.core.gate import KeyGate
 from shardq.core.intake import restore_value
-from shardq.core.lanes import Lanes, Ready, lane_key
+from shardq.core.lanes import Lanes, Ready, lane_key, let_go
 from shardq.core.later import Later
 from shardq.core.lease import Trust
 from shardq.core.message import Message, Ownership
@@ -106,6 +106,14 @@ class OwnedShard(Ownership):
             restore_value(message)
         return suspended
 
+    def suspend(self, *messages: Message) -> None:
+        """Messages that were stopped, or could not begin, for want of trust: they wait for a renewal."""
+        if not self.lost:
+            self.suspended.extend(messages)
+            return
+        for message in messages:
+            let_go(message)
+
     # -- the limit of its keys -------------------------------------------------------------------------------
 
     def guard(self, gate: KeyGate, on_lost: Callable[[], None]) -> None:
@@ -164,7 +172,7 @@ class OwnedShard(Ownership):
         """The handler returned. Returns the next message of the key, if it waited for this one: it is to be handled
         now, or put among those that are ready."""
         if self.lost:
-            message._next = None  # whoever keeps the message keeps no other one by it
+            let_go(message)
             return None
         session, batch = self.session, message.batch
         if batch.item:
@@ -295,6 +303,8 @@ class OwnedShard(Ownership):
         self.lost = self.ending = True
         if self.lanes is not None:
             self.lanes.clear()
+        for message in self.suspended:
+            let_go(message)
         self.suspended = []
         self._on_lost()
         self.wake()

@@ -350,6 +350,7 @@ class _Running:
                 with anyio.move_on_after(self.settings.leader_lease_s, shield=True):
                     await self._release_rest()
                     await member.say_goodbye()
+                self.runners.end()
 
     def _start_limits(self, tasks: TaskGroup) -> Limits | None:
         if self.settings.limit is None and self.settings.key_limit is None:
