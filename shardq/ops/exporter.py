@@ -79,8 +79,7 @@ class QueueReader:
             if view is not None and not view.unreadable:
                 whole.add(name)
             if view is not None and before is not None:
-                # A shard whose master is away keeps its last values, like a whole queue that can't be read.
-                view = replace(view, shards={**before.shards, **view.shards}, groups={**before.groups, **view.groups})
+                view = with_last_values(view, before)
             kept = view or before
             if kept is not None:
                 queues[name] = kept
@@ -157,6 +156,16 @@ class QueueReader:
             except ShardqError:
                 return None
         return None
+
+
+def with_last_values(view: QueueView, before: QueueView) -> QueueView:
+    """A shard whose master is away keeps its last values, like a whole queue that can't be read. One that was removed,
+    or a group that was deleted, keeps none."""
+    away = {number: shard for number, shard in before.shards.items() if number in view.unreadable}
+    shards = dict(sorted({**away, **view.shards}.items()))
+    registered = {name for shard in shards.values() for name in shard.groups}
+    states = {name: state for name, state in before.groups.items() if name in registered}
+    return replace(view, shards=shards, groups={**states, **view.groups})
 
 
 class QueueCollector(Collector):

@@ -18,9 +18,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import shardq
 from shardq.ops import exporter
-from shardq.ops.exporter import serve_metrics
+from shardq.ops.exporter import QueueReader, serve_metrics, with_last_values
+from shardq.ops.inspect import QueueView, ShardView
 from shardq.ops.local_cluster import LocalCluster, LocalServer, find_server
-from shardq.ops.queue_metrics import Snapshot
+from shardq.ops.queue_metrics import Snapshot, families
 from shardq.storage.commands import pack_command
 from shardq.storage.nodes import free_ports
 from tests.cli.support import Command, Start, commands, until
@@ -358,3 +359,37 @@ async def test_a_hot_shard_is_named_by_every_exporter_that_read_twice(cluster: L
                 return (await scrape(url)).values("shardq_shard_hot", queue_name) == [0, 1, 0, 0]
 
             await harness.until(hot, 20, "shard 1 to be named")
+
+
+async def test_what_was_removed_or_deleted_is_not_shown_any_more(cluster: LocalCluster, queue_name: str) -> None:
+    def named(snapshot: Snapshot) -> set[tuple[str, str]]:
+        samples = (sample for family in families(snapshot, 0.0) for sample in family.samples)
+        return {
+            (sample.labels.get("shard", ""), sample.labels.get("group", ""))
+            for sample in samples
+            if sample.labels.get("queue") == queue_name
+        }
+
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=2)
+        for group in ("g", "late"):
+            await queue.open_group(group)
+        reader = QueueReader(client, 0.0)
+        assert ("", "late") in named(await reader.snapshot())
+        assert ("1", "g") in named(await reader.snapshot())
+        # So it is after a reshard, once nothing of the old shard is needed.
+        before = reader.last.queues[queue_name]
+        retired = dataclasses.replace(before.shards[0], shard=7, state="sealed")
+        shown = dataclasses.replace(before, shards={**before.shards, 7: retired})
+        reader.last = dataclasses.replace(reader.last, queues={queue_name: shown})
+        await queue.delete_group("late")
+        after = named(await reader.snapshot())
+        assert {shard for shard, _ in after} == {"", "0", "1"}
+        assert {group for _, group in after} == {"", "g"}
+
+
+async def test_a_shard_that_can_not_be_read_keeps_its_last_values() -> None:
+    shard = ShardView(0, 0, 1 << 32, 0, "n:1", "open", 0, 0, 0, 0, 0, 0, {})
+    before = QueueView("q", {0: shard, 1: dataclasses.replace(shard, shard=1, appended=5)}, {})
+    shown = with_last_values(QueueView("q", {0: shard}, {}, {1: "away"}), before)
+    assert {number: each.appended for number, each in shown.shards.items()} == {0: 0, 1: 5}
