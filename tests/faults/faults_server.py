@@ -60,7 +60,7 @@ class Repeated:
 def flush_functions(lab: Lab, chance: random.Random) -> Heal:
     """Clients that may load them put them back."""
     for server in one_or_all(lab, chance):
-        lab.insist(server, "FUNCTION", "FLUSH")
+        lab.insist_while_master(server, "FUNCTION", "FLUSH")
     return _nothing
 
 
@@ -76,7 +76,7 @@ def deploy_functions(lab: Lab, chance: random.Random) -> Heal:
     def load(build: int) -> None:
         masters = lab.masters()
         for server in chance.sample(masters, len(masters)):
-            lab.insist(server, "FUNCTION", "LOAD", "REPLACE", library_of(build))
+            lab.insist_while_master(server, "FUNCTION", "LOAD", "REPLACE", library_of(build))
 
     load(BUILD + 1)
     return lambda: load(BUILD)

@@ -75,6 +75,19 @@ class Lab:
                     raise
             time.sleep(_POLL_S)
 
+    def insist_while_master(self, server: LocalServer, *args: str | bytes | int) -> None:
+        """The same for what a replica refuses: another fault may have made one of the node meanwhile."""
+        deadline = time.monotonic() + 30.0
+        while self.info(server, "replication").get("role") != "slave":
+            try:
+                self.command(server, *args)
+            except StoreError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_POLL_S)
+            else:
+                return
+
     def info(self, server: LocalServer, section: str) -> dict[str, str]:
         """One section of a node's INFO; empty when it does not answer."""
         if not server.alive:

@@ -30,6 +30,13 @@ def lab(server_binary: Path, server_kind: str) -> Iterator[Lab]:
         yield made
 
 
+@pytest.mark.server_kinds("redis7")
+def test_what_only_masters_take_passes_over_one_that_is_none_any_more(lab: Lab) -> None:
+    for server in lab.pairs()[0]:
+        lab.insist_while_master(server, "CONFIG", "SET", "slowlog-max-len", 77)
+    assert [lab.setting(server, "slowlog-max-len") for server in lab.pairs()[0]] == ["77", "128"]
+
+
 # Valkey 9 runs functions in an engine of its own.
 @pytest.mark.server_kinds("valkey9")
 async def test_functions_are_flushed(lab: Lab, queue_name: str, tmp_path: Path) -> None:
