@@ -116,10 +116,18 @@ async def test_a_skewed_load_is_evened_out_and_then_nothing_moves(cluster: Local
 
             async with traffic(queue, rates):
                 took_s = await until(even, 30, "nobody a quarter over a fair share")
-                settled, version = await owners(queue), await plans_made(queue)
-                await anyio.sleep(SETTLED_S)
-                assert await owners(queue) == settled
-                assert await plans_made(queue) == version
+                # What was planned may be under way still; on a busy machine rates are seen late to be what they are.
+                version, since_s = 0, monotonic()
+
+                async def rests() -> bool:
+                    nonlocal version, since_s
+                    before, version = version, await plans_made(queue)
+                    if version != before or not await even():
+                        since_s = monotonic()
+                    return monotonic() - since_s >= SETTLED_S
+
+                await until(rests, 40, "nothing to move any more")
+                settled = await owners(queue)
             moved = sum(settled[shard] != owner for shard, owner in by_count.items())
             assert moved <= 6
             shares = [max(carried(each, rates).values()) / fair for each in (by_count, settled)]

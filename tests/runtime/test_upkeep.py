@@ -266,6 +266,7 @@ async def test_a_retry_keeps_its_group_waiting_and_no_other(
     client: shardq.Client, queue_name: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shardq.runtime.gates.TOLD_FIRST_S", 0.1)
+    monkeypatch.setattr("shardq.runtime.gates.TOLD_EVERY_S", 0.2)  # a first line may say that there is more to do
     caplog.set_level(logging.INFO, "shardq")
     queue = await client.queue(queue_name, shards=1)
     slow, quick, helper = Clerk(queue_name), Clerk(queue_name, "quick"), Clerk(queue_name)
