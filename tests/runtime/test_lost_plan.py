@@ -8,7 +8,7 @@ import pytest
 
 import shardq
 from shardq.ops.local_cluster import LocalCluster
-from shardq.storage.cluster import pack_command
+from shardq.storage.commands import pack_command
 from shardq.storage.control import control_state
 from shardq.storage.counters import inspect
 from tests.runtime.harness import GROUP, WorkerProcess, running, until
