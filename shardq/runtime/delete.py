@@ -2,7 +2,7 @@
 
 In three steps. Mark: from then on no group handles the message; copies of it (retries, dead letters) are emptied. Wait:
 every worker that holds the shard has seen the mark. Redact: once every group has finished its entry the stream is
-written without it; where that is not so yet, the shard's owner does it later (runtime/owner.py calls `redact_marked`).
+written without it; where that is not so yet, the shard's owner does it later (runtime/timekeeping.py).
 
 What is not promised: a handler that runs at that moment is not stopped; files that Redis wrote before (AOF, RDB,
 backups) hold the bytes until they are written anew.

@@ -1,6 +1,6 @@
 """Polls of a worker's idle shards: they renew the lease and cover lost bells, and nearly always nothing has come. Such
 a poll wakes no task: it is packed but for its number, its answer is compared with that of a shard where nothing came,
-and only another answer goes to the shard's loop (runtime/owner.py), which reads it as that of any step.
+and only another answer goes to the shard's loop (runtime/serving.py), which reads it as that of any step.
 
 Invariants:
 - One poll of a shard is under way at a time, and no other step of it: the loop waits for its answer before the next.
@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any
 
 from shardq.core.meters import GroupMeters
-from shardq.core.session import Step
+from shardq.core.step import Step
 from shardq.errors import ShardqError
 from shardq.runtime.shard import OwnedShard
 from shardq.runtime.waker import Waker

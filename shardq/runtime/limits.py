@@ -252,7 +252,7 @@ class Limits:
         for (lane, _, count), grant in zip(asked, grants, strict=True):
             wait_s = gate.granted(lane, grant, sent, received)
             last_s = wait_s + (count - 1) * grant.step_us / 1e6
-            crowded = shard.session.outstanding > self._buffer / FULL_PART
+            crowded = shard.hand.outstanding > self._buffer / FULL_PART
             # One that was put back once waits there, or it would be among those that hold back others as suspects.
             if last_s > PUT_BACK_AFTER_S and (crowded or (gate.waits_again(lane) and not grant.given)):
                 shard.postpone(gate.take_out(lane), wait_s)

@@ -1,5 +1,5 @@
 """One owned shard in a worker: its session, its lanes and the clock of its lease, seen by the runners that handle its
-messages and by the loop that commits them (runtime/owner.py). Does no I/O.
+messages and by the loop that commits them (runtime/serving.py). Does no I/O.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class OwnedShard(Ownership):
         "draining",
         "ending",
         "gate",
+        "hand",
         "keys",
         "lanes",
         "marked",
@@ -76,6 +77,7 @@ class OwnedShard(Ownership):
         self.lanes = Lanes(ready) if by_key and ready is not None else None
         busy = self.lanes.busy if self.lanes is not None else lambda _: False
         self.session = Session(self, step, Later(by_key=by_key, lane_busy=busy), self._fatal)
+        self.hand = self.session.hand
         self.marked: frozenset[tuple[str, int]] = frozenset()
         self.running = 0
         self.draining = False
@@ -152,7 +154,7 @@ class OwnedShard(Ownership):
             self.ready.extend(messages)
             return
         if self.session.later.holding:
-            messages = self.session.divert(messages)
+            messages = self.hand.divert(messages)
         if self.lanes is not None:
             self.lanes.add(messages)
         else:
@@ -174,27 +176,27 @@ class OwnedShard(Ownership):
         if self.lost:
             let_go(message)
             return None
-        session, batch = self.session, message.batch
+        hand, batch = self.hand, message.batch
         if batch.item:
-            session.finish(message, monotonic())
+            hand.finish(message, monotonic())
             self.wake()
             return None
-        # `Session.finish` and `Lanes.done`, written out: this runs for every message.
-        session.acked += 1
-        session.outstanding = outstanding = session.outstanding - 1
+        # `InHand.finish` and `Lanes.done`, written out: this runs for every message.
+        hand.acked += 1
+        hand.outstanding = outstanding = hand.outstanding - 1
         batch.done[message.index] = 1
         batch.changed = True
         batch.remaining = left = batch.remaining - 1
         if not left:
-            session.whole(batch)
+            hand.whole(batch)
         if self.effects:
-            session.take_effects(message)
+            hand.take_effects(message)
         following = message._next
         if following is not None:
             message._next = None
         elif self.lanes is not None:
             self.lanes.done(message)
-            if session.later.holding:
+            if hand.later.holding:
                 self._lane_left(message)
         if outstanding <= self.wake_at:
             self.awake.set()
@@ -206,7 +208,7 @@ class OwnedShard(Ownership):
             return
         now = monotonic()
         for batch in batches:
-            self.session.finish_list(batch, now)
+            self.hand.finish_list(batch, now)
         self._through()
         if self.session.later.items:
             self.wake()
@@ -216,9 +218,9 @@ class OwnedShard(Ownership):
         if self.lost:
             return
         behind = self._empty_lane(message)
-        self.session.put_off(message, wait_s, error, monotonic())
+        self.hand.put_off(message, wait_s, error, monotonic())
         for other in behind:
-            self.session.park(other)
+            self.hand.park(other)
         if not message.batch.item:
             self._lane_left(message)  # a replayed message of the key may have waited for it
         self.wake()
@@ -227,7 +229,7 @@ class OwnedShard(Ownership):
         """The message becomes a dead letter with the next commit."""
         if self.lost:
             return
-        self.session.bury(message, record, monotonic())
+        self.hand.bury(message, record, monotonic())
         if self.lanes is not None and not message.batch.item:
             following = self.lanes.done(message)
             if following is not None:
@@ -243,9 +245,9 @@ class OwnedShard(Ownership):
             return
         for message in messages:
             behind = self._empty_lane(message)
-            self.session.postpone(message, wait_s, monotonic())
+            self.hand.postpone(message, wait_s, monotonic())
             for other in behind:
-                self.session.park(other)
+                self.hand.park(other)
             if not message.batch.item:
                 self._lane_left(message)
         self.wake()
@@ -272,7 +274,7 @@ class OwnedShard(Ownership):
             result,
             error,
         )
-        self.session.tell_job(job, keep_ms, jobs.encode_state(state))
+        self.hand.tell_job(job, keep_ms, jobs.encode_state(state))
 
     def _empty_lane(self, message: Message) -> list[Message]:
         """The message leaves its lane; returns those behind it, which leave with it."""
@@ -286,7 +288,7 @@ class OwnedShard(Ownership):
                 self.wake()
 
     def _through(self) -> None:
-        if self.session.outstanding <= self.wake_at:
+        if self.hand.outstanding <= self.wake_at:
             self.wake()
 
     def drain(self) -> None:

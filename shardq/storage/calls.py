@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from shardq.core.session import LEFT_NEW, LEFT_NOTHING, LEFT_PENDING, NEW, Fetched, Step
+from shardq.core.step import LEFT_NEW, LEFT_NOTHING, LEFT_PENDING, NEW, Fetched, Step
 from shardq.errors import LeaseLost, UnknownQueue
 from shardq.storage.commands import EMPTY, Confirm, pack_call
 from shardq.storage.keys import ShardKeys

@@ -15,7 +15,7 @@ import shardq
 from shardq.core import records
 from shardq.ops.bench_shardq import make_pairs
 from shardq.ops.local_cluster import LocalCluster
-from shardq.runtime import holding, runners, staging
+from shardq.runtime import holding, message_runners, staging
 from tests.benchmarks.counts import Counts, commands, function_calls, handle, instant_producer, stream_bytes
 
 # The counts were the same on all three kinds, and so is the code that makes them.
@@ -261,7 +261,7 @@ async def test_handling(
 ) -> None:
     """From the worker's start to its end, election and handover included."""
     # Runners take turns by the clock, and being counted slows them down.
-    monkeypatch.setattr(runners, "YIELD_AFTER_S", 3600.0)
+    monkeypatch.setattr(message_runners, "YIELD_AFTER_S", 3600.0)
     pairs = make_pairs(MESSAGES)
 
     async def count() -> Counts:

@@ -1,4 +1,4 @@
-"""The owner of a shard, as runtime/shard.py and runtime/owner.py join session, lanes and what is handled later, driven
+"""The owner of a shard, as runtime/shard.py and runtime/steps.py join session, lanes and what is handled later, driven
 by hand against the model of the store, with what must hold at every moment. Small bounds, its own clock, no I/O.
 """
 
@@ -11,16 +11,16 @@ from collections.abc import Iterator, Sequence
 import msgspec
 import pytest
 
-from shardq.core import later, session
+from shardq.core import appetite, in_hand, later
 from shardq.core.lanes import lane_key
 from shardq.core.lease import Trust
 from shardq.core.message import Message
 from shardq.core.records import Key
-from shardq.core.session import Step
+from shardq.core.step import Step
 from shardq.runtime import runners
 from shardq.runtime import shard as runtime_shard
 from shardq.runtime.failures import dead_record_of
-from shardq.runtime.runners import BatchRunners
+from shardq.runtime.list_runners import BatchRunners
 from shardq.runtime.settings import WorkerSettings
 from shardq.runtime.shard import OwnedShard
 from shardq.storage.keys import Keys
@@ -37,10 +37,11 @@ def small_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bounds that a test of a few messages reaches."""
     monkeypatch.setattr(later, "PAGE", 3)
     monkeypatch.setattr(later, "WAVE", 2)
-    monkeypatch.setattr(session, "ITEMS_AT_ONCE", 2)
-    monkeypatch.setattr(session, "STEP_BYTES", 200)
+    monkeypatch.setattr(appetite, "ITEMS_AT_ONCE", 2)
+    for module in (appetite, in_hand):
+        monkeypatch.setattr(module, "STEP_BYTES", 200)
     monkeypatch.setattr(runtime_shard, "monotonic", lambda: Clock.now_s)
-    monkeypatch.setattr(runners, "_Runner", object)  # no tasks here
+    monkeypatch.setattr(runners, "Runner", object)  # no tasks here
 
 
 def id_of(message: Message) -> ID:
@@ -154,7 +155,7 @@ class OwnerRig:
             ready=self.ready if self.lists is None else None,
             by_key=self.by_key,
         )
-        self.shard.session._describe = self._given_up
+        self.shard.session.arrivals.describe = self._given_up
         self.store.token, self.store.step_number = self.shard.token, 0
         self.running: list[Message] = []
         self.waiting = None
@@ -263,7 +264,7 @@ class OwnerRig:
             self.try_step(fate)
 
     def _new_step(self, limit: int) -> Step:
-        """As ShardOwner does it."""
+        """As Serving and Steps do it."""
         held = self.shard.session
         if held.later.due_in_s(Clock.now_s) <= 0 and held.items_wanted > 0:
             held.ask(held.later.take_due(Clock.now_s, held.items_wanted, lambda: held.later.alone is None))
@@ -329,7 +330,7 @@ class OwnerRig:
     def check(self) -> None:
         left = self.store.unfinished()
         assert self.store.backlog() == len(left), "the counters are not exact"
-        assert self.shard.session.outstanding == len(list(self.in_hand()))
+        assert self.shard.hand.outstanding == len(list(self.in_hand()))
         gone = set(self.lane_of) - left - self.returned - self.erased - self.store.dead_ids()
         assert {entry for entry, _ in gone} <= self.broken.keys() | self.lost_entries, "lost"
         assert all(count == 2 for count in self.store.carried_out.values()), "effects came in part, or twice"
@@ -358,7 +359,7 @@ class OwnerRig:
         """Every handler returns from now on: nothing is left over, here or in the store."""
         held = self.shard.session
         rounds = 0
-        while self.waiting or any(self.in_hand()) or held.uncommitted or held.hungry or self.store.unfinished():
+        while self.waiting or any(self.in_hand()) or held.hand.uncommitted or held.hungry or self.store.unfinished():
             rounds += 1
             assert rounds < 1000, "never comes to an end"
             self.handle_all()
@@ -372,7 +373,7 @@ class OwnerRig:
 
     def _nothing_is_remembered(self) -> None:
         held = self.shard.session
-        assert not held.in_flight
+        assert not held.hand.entries
         assert not held.later.holding
         assert not held.later.items
         assert not held.later.suspects_wait

@@ -16,7 +16,7 @@ from shardq.core.effects import Effect
 from shardq.core.intake import KeptRecord, unpack_progress
 from shardq.core.later import key_tag
 from shardq.core.records import Key
-from shardq.core.session import LEFT_NEW, LEFT_NOTHING, LEFT_PENDING, NEW, Entry, Fetched, Step
+from shardq.core.step import LEFT_NEW, LEFT_NOTHING, LEFT_PENDING, NEW, Entry, Fetched, Step
 
 ID = tuple[int, int]  # entry, index of the message
 BAD = Effect("k", "INCRBY", ("1",))  # the store refuses it, as if it knew the key for a hash

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from shardq.core import session
+from shardq.core import in_hand
 from shardq.core.records import Key
 from tests.core.owner_rig import ListsRig, OwnerRig, UnorderedRig, small_bounds
 
@@ -227,14 +227,14 @@ def test_dead_letters_are_stored_before_what_comes_after_them() -> None:
 
 
 def test_more_dead_letters_than_one_step_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "DEAD_BYTES", 300)
+    monkeypatch.setattr(in_hand, "DEAD_BYTES", 300)
     rig = started([None] * 9)
     rig.take(9)
     for _ in range(9):
         rig.end(0, "dead")
     rig.step()
     assert 0 < rig.store.dead < 9
-    assert rig.shard.session.uncommitted
+    assert rig.shard.hand.uncommitted
     rig.settle()
     assert rig.store.dead == 9
 

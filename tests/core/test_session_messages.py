@@ -8,22 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardq.core import jobs, records
+from shardq.core.appetite import MAX_ENTRIES
 from shardq.core.effects import Effect
 from shardq.core.intake import keep, pack_progress
 from shardq.core.later import FATAL_GETS, SUSPECT_GETS, Later
 from shardq.core.message import Batch, Message, Ownership
 from shardq.core.records import Key
-from shardq.core.session import (
-    FIRST,
-    LEFT_NEW,
-    LEFT_PENDING,
-    MAX_ENTRIES,
-    NEW,
-    STEP_BYTES,
-    Entry,
-    Fetched,
-    Session,
-)
+from shardq.core.session import Session
+from shardq.core.step import FIRST, LEFT_NEW, LEFT_PENDING, NEW, STEP_BYTES, Entry, Fetched
 
 NO_ONE = Ownership("q", "g", 3, 5, "nonce")
 JOB = "q/3/9f86d081884c7d65"
@@ -105,7 +97,7 @@ def test_progress_of_a_predecessor_is_skipped() -> None:
     session = new_session()
     ((one,),) = receive(session, [(b"7-1", ours(batch_bytes(3)))], [pack_progress(bytearray([1, 0, 1]))])
     assert one.index == 1
-    session.finish(one)
+    session.hand.finish(one)
     step = session.next_step(0)
     assert (step.acked, [batch.entry for batch in step.finished], step.partial) == (1, ["7-1"], [])
 
@@ -113,10 +105,10 @@ def test_progress_of_a_predecessor_is_skipped() -> None:
 def test_a_step_keeps_its_content_until_it_is_answered() -> None:
     session = new_session()
     ((one, other),) = receive(session, [(b"7-1", ours(batch_bytes(2)))])
-    session.finish(one)
+    session.hand.finish(one)
     step = session.next_step(0)
     assert (step.acked, step.finished, [progress for _, progress in step.partial]) == (1, [], [b"\1"])
-    session.finish(other)
+    session.hand.finish(other)
     assert (step.acked, step.finished, [progress for _, progress in step.partial]) == (1, [], [b"\1"])
     assert session.next_step(0).number == step.number + 1
 
@@ -126,7 +118,7 @@ def test_entries_wanted_stays_in_its_bounds(held: int, count: int, size: int, mo
     session = new_session()
     raw = records.encode(records.RecordBatch(7, None, [None] * count, [b"v" * size] + [b""] * (count - 1), None))
     receive(session, [(b"7-1", ours(raw))])
-    session.outstanding = held
+    session.hand.outstanding = held
     wanted = session.entries_wanted(most)
     assert (wanted == 0) == (held >= most)
     assert wanted <= MAX_ENTRIES
@@ -150,7 +142,7 @@ def test_pending_entries_are_asked_for_until_a_step_had_no_news_of_what_is_handl
 @pytest.mark.parametrize(("held", "room"), [(0, 100), (60, 40), (100, 1), (500, 1)])
 def test_a_step_says_how_many_messages_there_is_room_for(held: int, room: int) -> None:
     session = new_session()
-    session.outstanding = held
+    session.hand.outstanding = held
     assert session.next_step(0, 100).room is None, "it fetches nothing"
     step = session.next_step(3, 100)
     assert step.room == (MAX_ENTRIES, room, STEP_BYTES)
@@ -164,7 +156,7 @@ def test_what_is_kept_does_not_count_for_the_size_of_entries(items: int) -> None
     session.ask(session.later.take_due(1.0, 10, lambda: True))
     kept = [keep(message_of("k", number), b"v", 1, "") for number in range(items)]
     receive(session, [(b"7-1", ours(batch_bytes(1)))], kept=kept)
-    assert session._messages_per_entry == 1.0
+    assert session.appetite.messages_per_entry == 1.0
 
 
 # -- deleted messages ----------------------------------------------------------------------------------------
@@ -181,7 +173,7 @@ def test_deleted_messages_are_finished_unhandled() -> None:
     step = session.next_step(0)
     assert (step.acked, [batch.entry for batch in step.finished]) == (3, ["8-1"])
     assert [progress for _, progress in step.partial] == [pack_progress(bytearray([0, 1, 1, 0]))]
-    session.finish_list([one, other])
+    session.hand.finish_list([one, other])
     step = session.next_step(0)
     assert (step.acked, [batch.entry for batch in step.finished]) == (2, ["7-1"])
 
@@ -220,7 +212,7 @@ def test_a_kept_message_comes_back() -> None:
     session = new_session()
     ((message,),) = fetched_item(session, keep(message_of("k", {"a": 1}), {"a": 1}, 4, "it failed"))
     assert (message.key, message.value, message.attempt, message.id) == ("k", {"a": 1}, 4, "3/7-1/0")
-    session.finish(message)
+    session.hand.finish(message)
     step = session.next_step(0)
     assert (step.acked, step.drops, step.finished, step.full) == (1, [1], [], True)
 
@@ -229,11 +221,11 @@ def test_a_message_whose_time_has_not_come_is_kept_with_its_attempt() -> None:
     session = new_session()
     (messages,) = receive(session, [(b"5-1", ours(batch_bytes(1)))])
     before = messages[0].attempt
-    session.postpone(messages[0], 1.5, 0.0)
+    session.hand.postpone(messages[0], 1.5, 0.0)
     step = session.next_step(0)
     (put,) = step.puts
     assert (put.item, put.wait_ms, put.gets) == (0, 1500, 0)
-    assert (step.retried, session.outstanding) == (0, 0)
+    assert (step.retried, session.hand.outstanding) == (0, 0)
     ((kept,),) = fetched_item(session, put.record)
     assert (kept.value, kept.attempt, kept.key) == (messages[0].value, before, messages[0].key)
 
@@ -242,7 +234,7 @@ def test_one_that_was_kept_before_is_kept_as_it_was_with_what_is_known_against_i
     session = new_session()
     raw = keep(message_of("k", "value"), "value", 4, "it failed")
     ((message,),) = fetched_item(session, raw, gets=2)
-    session.postpone(message, 2.0, 0.0)
+    session.hand.postpone(message, 2.0, 0.0)
     (put,) = session.next_step(0).puts
     assert (put.item, put.wait_ms, put.gets, put.record) == (message.batch.item, 2000, 2, raw)
 
@@ -254,7 +246,7 @@ def test_a_broken_record_is_a_dead_letter() -> None:
     ((count, letter),) = step.dead
     assert (count, step.drops, step.acked) == (1, [1], 0)
     assert msgspec.msgpack.decode(letter)["raw"] == b"\xc1"
-    assert session.outstanding == 0
+    assert session.hand.outstanding == 0
     assert not session.later.holding
 
 
@@ -285,7 +277,7 @@ def test_what_was_delivered_again_and_again_is_put_where_suspects_are(times: int
     entry: Entry = (b"7-1", ours(batch_bytes(3)))
     got = session.receive(step, Fetched([entry], [b"%d:" % times + pack_progress(bytearray([0, 1, 0]))]), 0.0)
     assert bool(got) == (times < 3)
-    assert session.outstanding == (2 if got else 0)
+    assert session.hand.outstanding == (2 if got else 0)
     step = session.next_step(10)
     assert [put.gets for put in step.puts] == ([] if got else [SUSPECT_GETS] * 2)
     assert [batch.entry for batch in step.finished] == ([] if got else ["7-1"])
@@ -302,7 +294,7 @@ def test_the_last_step_names_what_was_not_handled() -> None:
     )
     (item,), _, (one, _), (other,), _ = batches
     for message in (item, one, other):
-        session.finish(message)
+        session.hand.finish(message)
     step = session.last_step()
     assert [batch.entry for batch in step.finished] == ["8-1"]
     assert (step.untouched, step.ungets, step.full, step.entries_max) == (["7-1", "9-1"], [2], True, 0)
@@ -313,9 +305,9 @@ def test_the_last_step_names_what_was_not_handled() -> None:
 
 def test_only_the_last_state_of_a_job_is_stored() -> None:
     session = new_session()
-    session.tell_job(JOB, 5, b"one")
-    session.tell_job(JOB, 6, b"two")
-    assert session.uncommitted
+    session.hand.tell_job(JOB, 5, b"one")
+    session.hand.tell_job(JOB, 6, b"two")
+    assert session.hand.uncommitted
     step = session.next_step(0)
     assert (step.jobs, step.full) == ([(JOB, 6, b"two")], True)
     assert session.next_step(0).jobs == []
@@ -327,11 +319,11 @@ def test_a_job_whose_effect_was_refused_is_not_done() -> None:
     raw = records.encode(records.RecordBatch(7, None, ["k"] * 2, [b"v"] * 2, headers))
     ((one, other),) = receive(session, [(b"7-1", ours(raw))])
     effect = Effect("k", "INCRBY", ("1",))
-    session.owner.effects = {one.id: [effect, effect], other.id: [effect]}
-    session.tell_job(JOB, 5, b"done")
-    session.tell_job("q/3/00000000", 5, b"done")
-    session.finish(one)
-    session.finish(other)
+    session.hand.owner.effects = {one.id: [effect, effect], other.id: [effect]}
+    session.hand.tell_job(JOB, 5, b"done")
+    session.hand.tell_job("q/3/00000000", 5, b"done")
+    session.hand.finish(one)
+    session.hand.finish(other)
     step = session.next_step(0)
     number = step.number
     session.amend(step, one, b"refused")
@@ -346,13 +338,13 @@ def test_a_job_whose_effect_was_refused_is_not_done() -> None:
 def test_effects_of_a_message_that_failed_are_forgotten(how: str) -> None:
     session = new_session()
     ((one,),) = receive(session, [(b"7-1", ours(batch_bytes(1)))])
-    session.owner.effects[one.id] = [Effect("k", "DEL", ())]
+    session.hand.owner.effects[one.id] = [Effect("k", "DEL", ())]
     if how == "bury":
-        session.bury(one, b"dead")
+        session.hand.bury(one, b"dead")
     else:
-        session.put_off(one, 1.5, "it failed", 0.0)
+        session.hand.put_off(one, 1.5, "it failed", 0.0)
     step = session.next_step(0)
-    assert (step.effects, session.owner.effects) == ([], {})
+    assert (step.effects, session.hand.owner.effects) == ([], {})
     assert [put.wait_ms for put in step.puts] == ([] if how == "bury" else [1500])
 
 

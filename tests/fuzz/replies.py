@@ -15,8 +15,9 @@ from shardq.core.message import Ownership
 from shardq.core.reshard import split
 from shardq.core.routing import RoutingTable
 from shardq.core.servers import parse_info
-from shardq.core.session import NEW, Session, Step
+from shardq.core.session import Session
 from shardq.core.slots import tag_for_slot
+from shardq.core.step import NEW, Step
 from shardq.errors import CorruptData, LeaseLost, ShardqError, UnknownGroup, UnknownQueue, UnsafeStore
 from shardq.runtime import delete
 from shardq.runtime.dead import DeadLetters

@@ -157,9 +157,9 @@ def _receive(data: bytes) -> None:
     session = Session(_owner(), 1, later, dead_record_of)
     cut = data[0] if data else 0
     pending, raw = data[1 : 1 + cut], data[1 + cut :]
-    messages = session._open("1-1", [b"at", b"0", b"batch", raw], pending)
+    messages = session.arrivals.open_entry("1-1", [b"at", b"0", b"batch", raw], pending)
     for message in messages:
-        session.put_off(message, 1.0, "boom", 0.0)
+        session.hand.put_off(message, 1.0, "boom", 0.0)
 
 
 # -- what is kept of messages ------------------------------------------------------------------------------------------

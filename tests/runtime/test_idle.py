@@ -11,7 +11,7 @@ import pytest
 
 from shardq.core.lease import Trust
 from shardq.core.meters import GroupMeters
-from shardq.core.session import NEW
+from shardq.core.step import NEW
 from shardq.errors import StoreTimeout
 from shardq.runtime.idle import TOGETHER, TURNS, IdlePoll, IdlePolls
 from shardq.runtime.shard import OwnedShard

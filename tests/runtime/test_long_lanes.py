@@ -20,7 +20,7 @@ from shardq.core.intake import build_messages
 from shardq.core.lease import Trust
 from shardq.core.message import Batch
 from shardq.core.records import RecordBatch
-from shardq.runtime.runners import MessageRunners
+from shardq.runtime.message_runners import MessageRunners
 from shardq.runtime.settings import WorkerSettings
 from shardq.runtime.shard import OwnedShard
 

@@ -15,7 +15,7 @@ import shardq
 from shardq.core.lease import Trust
 from shardq.core.message import Batch, Message
 from shardq.ops.local_cluster import LocalCluster
-from shardq.runtime.runners import BatchRunners
+from shardq.runtime.list_runners import BatchRunners
 from shardq.runtime.settings import WorkerSettings
 from shardq.runtime.shard import OwnedShard
 from shardq.storage.commands import pack_command

@@ -16,8 +16,8 @@ from shardq.core.intake import build_messages
 from shardq.core.lease import Trust
 from shardq.core.message import Batch, Message
 from shardq.core.records import RecordBatch
-from shardq.runtime import runners
-from shardq.runtime.runners import MessageRunners
+from shardq.runtime import message_runners, runners
+from shardq.runtime.message_runners import MessageRunners
 from shardq.runtime.settings import WorkerSettings
 from shardq.runtime.shard import OwnedShard
 from shardq.runtime.waker import Signal, Waker
@@ -52,8 +52,8 @@ class Rig:
         )
         values = [f"{key}{keys[:place].count(key)}" for place, key in enumerate(keys)]
         batch = Batch(self.shard, "1-0", len(keys))
-        self.shard.session.in_flight["1-0"] = batch
-        self.shard.session.outstanding = len(keys)
+        self.shard.hand.entries["1-0"] = batch
+        self.shard.hand.outstanding = len(keys)
         self.messages = build_messages(RecordBatch(1, None, list(keys), values, None), batch)
 
     async def handle(self, message: Message) -> None:
@@ -63,12 +63,13 @@ class Rig:
             await self.handler(message)
 
     async def run(self, monkeypatch: pytest.MonkeyPatch) -> str:
-        monkeypatch.setattr(runners, "monotonic", lambda: self.now_s)
+        for module in (runners, message_runners):
+            monkeypatch.setattr(module, "monotonic", lambda: self.now_s)
         with anyio.fail_after(30):
             async with anyio.create_task_group() as tasks:
                 self.runners.start(tasks)
                 self.runners.deliver(self.shard, [self.messages])
-                while self.shard.session.outstanding:
+                while self.shard.hand.outstanding:
                     self.turns += 1
                     await anyio.lowlevel.checkpoint()
                 tasks.cancel_scope.cancel()
@@ -81,12 +82,12 @@ async def test_what_follows_in_a_key_goes_on_while_handlers_are_quick(monkeypatc
 
 
 async def test_keys_take_turns_when_handlers_take_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    rig = Rig("aaabbc", took_s=2 * runners.YIELD_AFTER_S)
+    rig = Rig("aaabbc", took_s=2 * message_runners.YIELD_AFTER_S)
     assert await rig.run(monkeypatch) == "a0 b0 c0 a1 b1 a2"
 
 
 async def test_a_key_with_much_to_do_gives_way_after_its_share_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    rig = Rig("a" * 50 + "b", took_s=runners.YIELD_AFTER_S / 4)
+    rig = Rig("a" * 50 + "b", took_s=message_runners.YIELD_AFTER_S / 4)
     order = (await rig.run(monkeypatch)).split()
     assert order.index("b0") in range(1, 8)
     assert [value for value in order if value != "b0"] == [f"a{number}" for number in range(50)]
@@ -104,7 +105,7 @@ async def test_a_runner_that_is_interrupted_loses_nothing(monkeypatch: pytest.Mo
 async def test_what_follows_in_a_shard_that_is_lost_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     async def lose(message: Message) -> None:
         rig.shard.lose()
-        rig.shard.session.outstanding = 0
+        rig.shard.hand.outstanding = 0
 
     rig = Rig("aab", lose)
     assert await rig.run(monkeypatch) == "a0"
@@ -113,7 +114,7 @@ async def test_what_follows_in_a_shard_that_is_lost_is_dropped(monkeypatch: pyte
 async def test_what_follows_in_a_shard_that_is_handed_over_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     async def drain(message: Message) -> None:
         rig.shard.drain()
-        rig.shard.session.outstanding = 1  # which `run` waits for
+        rig.shard.hand.outstanding = 1  # which `run` waits for
 
     rig = Rig("aab", drain)
     assert await rig.run(monkeypatch) == "a0"
@@ -125,15 +126,15 @@ async def test_a_message_that_was_deleted_meanwhile_is_finished_unhandled(monkey
 
     rig = Rig("aabb", delete)
     assert await rig.run(monkeypatch) == "a0 b1"
-    assert rig.shard.session.acked == 4
+    assert rig.shard.hand.acked == 4
 
 
 async def test_trust_that_ends_in_a_turn_stops_the_next_message(monkeypatch: pytest.MonkeyPatch) -> None:
     async def settle(message: Message) -> None:
         if message.value == "a1":
-            rig.shard.session.outstanding = 1  # which `run` waits for
+            rig.shard.hand.outstanding = 1  # which `run` waits for
 
-    monkeypatch.setattr(runners, "YIELD_AFTER_S", 1e9)
+    monkeypatch.setattr(message_runners, "YIELD_AFTER_S", 1e9)
     rig = Rig("aaabb", settle, took_s=3000.0)  # the lease is trusted for 4,500 s
     assert await rig.run(monkeypatch) == "a0 a1"
     assert [message.value for message in rig.shard.suspended] == ["a2", "b0"]
@@ -148,7 +149,7 @@ async def test_what_is_ready_of_another_shard_is_handled_as_its_own(monkeypatch:
     rig.runners.ready.extend(other.messages)
     other.shard.drain()
     assert await rig.run(monkeypatch) == "a0 b0"
-    assert (rig.shard.session.acked, other.shard.session.acked) == (2, 0)
+    assert (rig.shard.hand.acked, other.shard.hand.acked) == (2, 0)
 
 
 async def test_a_waker_ends_a_wait_once_and_at_its_time() -> None:
@@ -190,7 +191,7 @@ async def test_whoever_is_woken_handles_something_however_long_a_turn_of_the_loo
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     keys = "".join(chr(ord("a") + place) for place in range(24)) * 4
-    rig = Rig(keys, took_s=2 * runners.YIELD_AFTER_S)
+    rig = Rig(keys, took_s=2 * message_runners.YIELD_AFTER_S)
     rig.runners = MessageRunners(WorkerSettings(concurrency=8), rig.handle)
     rig.shard.ready = rig.runners.ready
     assert rig.shard.lanes is not None

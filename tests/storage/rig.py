@@ -15,8 +15,8 @@ from shardq.core import records
 from shardq.core.effects import Effect
 from shardq.core.intake import unpack_progress
 from shardq.core.message import Batch, Message, Ownership
-from shardq.core.session import NEW, Put, Step
 from shardq.core.slots import tag_for_slot
+from shardq.core.step import NEW, Put, Step
 from shardq.storage import appends, calls, counters, dead, groups
 from shardq.storage.appends import Appended, Item
 from shardq.storage.calls import Acquired, Stepped

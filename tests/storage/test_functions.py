@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from shardq.core.intake import pack_progress
-from shardq.core.session import FIRST, NEW
+from shardq.core.step import FIRST, NEW
 from shardq.errors import LeaseLost, StoreRefused, UnknownQueue
 from shardq.storage import appends
 from tests.storage.rig import Rig, ids, progress_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shardq.core.routing import RoutingTable
-from shardq.core.session import FIRST
+from shardq.core.step import FIRST
 from shardq.errors import StoreRefused, UnknownQueue
 from shardq.storage import appends, calls, groups, queues
 from tests.storage.rig import Rig, batch_of

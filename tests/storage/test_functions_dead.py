@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from shardq.core.session import Put
+from shardq.core.step import Put
 from shardq.errors import StoreRefused, UnknownGroup
 from shardq.storage import dead
 from tests.storage.rig import Rig, ids

@@ -10,7 +10,7 @@ import pytest
 
 import shardq
 from shardq.core.effects import MAX_ARGUMENTS, MAX_EFFECTS, Effect
-from shardq.core.session import Put
+from shardq.core.step import Put
 from shardq.errors import StoreRefused
 from shardq.ops.local_cluster import LocalCluster
 from shardq.storage.nodes import node_command

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shardq.core.session import Put
+from shardq.core.step import Put
 from tests.storage.rig import Rig, one
 
 pytestmark = pytest.mark.anyio

@@ -10,7 +10,7 @@ import anyio
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from shardq.core.session import Put
+from shardq.core.step import Put
 from shardq.ops.local_cluster import LocalCluster
 from tests.storage.rig import Rig, ids, messages_of_ours, one, rig
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from shardq.core.intake import pack_progress
-from shardq.core.session import FIRST
+from shardq.core.step import FIRST
 from shardq.ops.local_cluster import LocalCluster
 from shardq.storage import groups
 from shardq.storage.groups import Done, Start

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from shardq.core.intake import unpack_progress
-from shardq.core.session import FIRST
+from shardq.core.step import FIRST
 from shardq.ops.local_cluster import LocalCluster
 from shardq.storage.groups import Start
 from tests.storage.group_rig import GroupRig, Item, Owner, group_rig

@@ -8,7 +8,7 @@ import anyio
 import pytest
 from redis.asyncio.connection import Connection
 
-from shardq.core.session import FIRST
+from shardq.core.step import FIRST
 from shardq.errors import StoreRefused, UnknownQueue
 from shardq.ops.local_cluster import LocalCluster
 from shardq.storage import calls, groups

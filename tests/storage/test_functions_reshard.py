@@ -12,7 +12,7 @@ import pytest
 import shardq
 from shardq.core.reshard import Reshard, split
 from shardq.core.routing import RoutingTable
-from shardq.core.session import Put
+from shardq.core.step import Put
 from shardq.errors import UnknownGroup, UnknownQueue
 from shardq.ops.local_cluster import LocalCluster
 from shardq.storage import calls, groups, queues, reshard, schedules

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from shardq.core.session import FIRST, LEFT_NEW, LEFT_NOTHING, LEFT_PENDING, NEW, Put, Step
+from shardq.core.step import FIRST, LEFT_NEW, LEFT_NOTHING, LEFT_PENDING, NEW, Put, Step
 from shardq.errors import CorruptData, StoreRefused
 from shardq.storage import calls
 from shardq.storage.calls import Stepped

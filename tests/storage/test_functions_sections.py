@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from shardq.core.intake import KeptRecord
-from shardq.core.session import Put
+from shardq.core.step import Put
 from shardq.errors import LeaseLost, StoreRefused
 from shardq.storage.calls import Stepped
 from tests.storage.rig import Rig, ids

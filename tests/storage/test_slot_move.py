@@ -17,7 +17,7 @@ import pytest
 
 from shardq.core import records
 from shardq.core.effects import Effect
-from shardq.core.session import FIRST, NEW, Put
+from shardq.core.step import FIRST, NEW, Put
 from shardq.ops.local_cluster import LocalCluster
 from shardq.runtime.queue import Queue
 from shardq.storage.pipes import Pipes
