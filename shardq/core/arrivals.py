@@ -39,13 +39,17 @@ class Arrivals:
             return self._suspect(times, self._open_foreign(entry, fields))
         raw = fields[3]
         try:
-            decoded = records.decode(raw)
+            unpacked = records.unpack(raw) if raw[1:2] > b"\0" and raw[1] & records.PACKED else None
+            decoded = records.decode(raw, unpacked)
             batch = Batch(self._owner, entry, len(decoded.keys), raw)
+            if unpacked is not None:
+                batch.size = len(unpacked)
             batch.headed = decoded.headers is not None
             messages = build_messages(decoded, batch)
         except CorruptData as error:
             return self._set_aside(entry, records.count_of(raw), raw, str(error))
         self._hand.entries[entry] = batch
+        self._hand.held_bytes += batch.size
         if progress:
             messages = self._resume(batch, messages, progress)
         if decoded.holes or self.marks:
@@ -89,7 +93,9 @@ class Arrivals:
         if len(fields) % 2 or not fields:
             return self._set_aside(entry, 1, b"", "the entry was deleted while it was pending")
         batch = Batch(self._owner, entry, 1)
+        batch.size = sum(map(len, fields))
         self._hand.entries[entry] = batch
+        self._hand.held_bytes += batch.size
         value = records.foreign_value(fields)
         batch.pristine = records.RecordBatch(0, None, [None], [dict(value)], None)
         messages = [Message(None, value, None, 0, 0, batch)]
@@ -129,6 +135,7 @@ class Arrivals:
             self._give_up(item, self.describe(message, error), now_s)
             return None
         hand.outstanding += 1
+        hand.held_bytes += message.batch.size
         return message
 
     def _give_up(self, item: int, record: bytes, now_s: float) -> None:

@@ -36,14 +36,15 @@ class _Move:
 
 class InHand:
     """`entries` are those that were fetched and are not acknowledged, by their ids; `outstanding` counts the messages
-    without an outcome, `acked` and `retried` those that a coming step tells the store of.
+    without an outcome, `acked` and `retried` those that a coming step tells the store of. `held_bytes` are those of
+    entries and items that are not finished, so of messages that are finished too, while others of their entry are not.
 
     runtime/shard.py counts some of these itself, for it does so for every message."""
 
     def __init__(self, owner: Ownership, later: Later) -> None:
         self.owner, self.later = owner, later
         self.entries: dict[str, Batch] = {}
-        self.acked = self.retried = self.outstanding = 0
+        self.acked = self.retried = self.outstanding = self.held_bytes = 0
         self._finished: list[Batch] = []
         self._dead: list[tuple[int, bytes]] = []
         self._moves: deque[_Move] = deque()
@@ -61,6 +62,7 @@ class InHand:
         self.acked += 1
         self.outstanding -= 1
         if batch.item:
+            self.held_bytes -= batch.size
             self.drop(batch.item, now_s)
         else:
             self.leave(message)
@@ -69,6 +71,7 @@ class InHand:
 
     def whole(self, batch: Batch) -> None:
         """Nothing of the batch is left to be handled."""
+        self.held_bytes -= batch.size
         self._finished.append(batch)
 
     def take_effects(self, message: Message) -> None:
@@ -86,6 +89,7 @@ class InHand:
         batch.remaining = 0
         self.acked += len(messages)
         self.outstanding -= len(messages)
+        self.held_bytes -= batch.size
         self._finished.append(batch)
 
     def leave(self, message: Message) -> None:
@@ -95,6 +99,7 @@ class InHand:
         batch.changed = True
         batch.remaining -= 1
         if batch.remaining == 0:
+            self.held_bytes -= batch.size
             self._finished.append(batch)
 
     def drop(self, item: int, now_s: float) -> None:
@@ -112,6 +117,7 @@ class InHand:
         self.outstanding -= 1
         self._burials.append((message, record))
         if message.batch.item:
+            self.held_bytes -= message.batch.size
             self.later.finish(message.batch.item, now_s)
 
     def tell_job(self, job: str, keep_ms: int, record: bytes) -> None:
@@ -128,6 +134,7 @@ class InHand:
         record = keep(message, pristine_value(message), message.attempt + 1, error)
         self._put(message, Put(message.batch.item, int(wait_s * 1000), 0, key_tag(message.key), record))
         if message.batch.item:
+            self.held_bytes -= message.batch.size
             self.later.put_back(message.batch.item, now_s + wait_s)
 
     def park(self, message: Message, gets: int = 0) -> None:
@@ -141,6 +148,7 @@ class InHand:
         self.outstanding -= 1
         item, gets, record = message.batch.item, 0, message.batch.raw
         if item:
+            self.held_bytes -= message.batch.size
             gets = self.later.postpone(item, now_s + wait_s)
         else:
             record = keep(message, message.value, message.attempt, "")

@@ -14,9 +14,9 @@ from shardq.core.records import Headers, Key, RecordBatch
 class Batch:
     """One stream entry in the hands of its shard's owner, with what is finished of it; or one message that was put off,
     then `item` is its number among those (core/later.py) and `entry` where it lay. `raw` is what it was decoded
-    from."""
+    from, `size` its bytes when unpacked."""
 
-    __slots__ = ("changed", "count", "done", "entry", "headed", "item", "owner", "pristine", "raw", "remaining")
+    __slots__ = ("changed", "count", "done", "entry", "headed", "item", "owner", "pristine", "raw", "remaining", "size")
 
     def __init__(self, owner: Ownership, entry: str, count: int, raw: bytes = b"", item: int = 0) -> None:
         self.owner = owner
@@ -26,6 +26,7 @@ class Batch:
         self.done = bytearray(count)
         self.changed = False
         self.raw = raw
+        self.size = len(raw)
         self.item = item
         self.pristine: RecordBatch | None = None
         self.headed = bool(item)  # whether some message may have headers

@@ -57,7 +57,7 @@ _decoder = msgspec.msgpack.Decoder(tuple[int, _Times, _List, _List, _AllHeaders]
 _decoder_with_holes = msgspec.msgpack.Decoder(tuple[int, _Times, _List, _List, _AllHeaders, _Holes])
 _FLAG_OF: dict[Compression, int] = {"zlib": 0x01, "zstd": 0x02}
 _COMPRESSION_OF: dict[int, Compression] = {flag: name for name, flag in _FLAG_OF.items()}
-_PACKED = 0x03
+PACKED = 0x03
 
 
 class RecordBatch(NamedTuple):
@@ -146,25 +146,34 @@ def count_of(data: bytes) -> int:
 
 def compression_of(data: bytes) -> Compression | None:
     """How the batch in `data` is compressed, for whoever writes it anew; None when it is not, or has no header."""
-    return _COMPRESSION_OF.get(data[1] & _PACKED) if len(data) >= HEADER_BYTES else None
+    return _COMPRESSION_OF.get(data[1] & PACKED) if len(data) >= HEADER_BYTES else None
 
 
-def decode(data: bytes) -> RecordBatch:
-    """The batch in `data`. Raises CorruptData."""
+def unpack(data: bytes) -> bytes | None:
+    """What `decode` takes as `body`: the bytes after the header, unpacked; None when they are not compressed. Raises
+    CorruptData."""
+    compression = compression_of(data)
+    if compression is None or data[0] != VERSION or data[1] > HOLES | PACKED:
+        return None  # what `decode` refuses stays its to refuse
+    return decompress(compression, memoryview(data)[HEADER_BYTES:])
+
+
+def decode(data: bytes, body: bytes | None = None) -> RecordBatch:
+    """The batch in `data`; `body` is what `unpack` made of it, where that was done before. Raises CorruptData."""
     if len(data) < HEADER_BYTES:
         msg = f"a record batch of {len(data)} bytes has no header"
         raise CorruptData(msg)
     flags = data[1]
-    if data[0] != VERSION or flags > HOLES | _PACKED or flags & _PACKED == _PACKED:
+    if data[0] != VERSION or flags > HOLES | PACKED or flags & PACKED == PACKED:
         msg = (
             f"a record batch of version {data[0]}, flags {flags}: this shardq reads version {VERSION}, flags 1, 2 and 4"
         )
         raise CorruptData(msg)
-    body: bytes | memoryview = memoryview(data)[HEADER_BYTES:]
-    if flags & _PACKED:
-        body = decompress(_COMPRESSION_OF[flags & _PACKED], body)
+    if body is None and flags & PACKED:
+        body = decompress(_COMPRESSION_OF[flags & PACKED], memoryview(data)[HEADER_BYTES:])
     try:
-        fields = (_decoder_with_holes if flags & HOLES else _decoder).decode(body)
+        decoder = _decoder_with_holes if flags & HOLES else _decoder
+        fields = decoder.decode(memoryview(data)[HEADER_BYTES:] if body is None else body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError, ValueError, TypeError) as error:
         msg = f"a record batch does not decode: {error}"
         raise CorruptData(msg) from error

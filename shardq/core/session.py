@@ -12,23 +12,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from shardq.core.appetite import Appetite
+from shardq.core.appetite import IDLE_ROOM_BYTES, Appetite
 from shardq.core.arrivals import Arrivals
+from shardq.core.budget import Account, Budget
 from shardq.core.in_hand import InHand
 from shardq.core.jobs import job_of
 from shardq.core.later import MAX_ITEMS, Later
 from shardq.core.message import Message, Ownership
-from shardq.core.step import FIRST, LEFT_PENDING, NEW, Fetched, Step
+from shardq.core.step import FIRST, LEFT_PENDING, NEW, STEP_BYTES, Fetched, Step
 
 
 class Session:
-    """What the owner of one shard commits and fetches. `describe(message, error)` makes a dead letter of a message."""
+    """What the owner of one shard commits and fetches. `describe(message, error)` makes a dead letter of a message;
+    `account` is the shard's part of the bytes that its worker may hold."""
 
-    def __init__(self, owner: Ownership, number: int, later: Later, describe: Callable[[Message, str], bytes]) -> None:
+    def __init__(
+        self,
+        owner: Ownership,
+        number: int,
+        later: Later,
+        describe: Callable[[Message, str], bytes],
+        account: Account | None = None,
+    ) -> None:
         self.number = number
         self.later = later
         self.hand = InHand(owner, later)
         self.arrivals = Arrivals(self.hand, describe)
+        self.account = account or Account(Budget())
         self.appetite = Appetite()
         self.cursor = FIRST
         self.loaded = False
@@ -56,14 +66,30 @@ class Session:
     def items_wanted(self) -> int:
         """How many items may be asked for now: some go on however much is in hand, for they hold up their keys. None
         while more is put off than one step takes: an item that is put back must not be fetched before it is."""
-        return 0 if self.hand.crowded else self.appetite.items() - len(self._gets)
+        if self.hand.crowded:
+            return 0
+        return (1 if self.account.short else self.appetite.items()) - len(self._gets)
 
     def entries_wanted(self, messages_max: int) -> int:
         """Entries to ask for so that about `messages_max` messages are in hand; 0 when there are enough."""
         want = messages_max - self.hand.outstanding
         if want <= 0 or self.later.suspects_wait or len(self.later.items) >= MAX_ITEMS:
             return 0
-        return self.appetite.entries(want)
+        entries = self.appetite.entries(want, self.account.most - self.hand.held_bytes)
+        return entries if self.hand.outstanding else max(entries, 1)
+
+    def reserve(self, entries: int, messages_max: int) -> int:
+        """How many of so many entries there is room for, which is kept for the next step; 0 when it has to be waited
+        for: then the account waits in line."""
+        if not entries:
+            return 0
+        known = self.appetite.entry_bytes
+        entry = known or self.account.first_entry_bytes
+        needs = self.appetite.needs(messages_max - self.hand.outstanding, entry)
+        pledge = self.account.ask(needs, int(entry))
+        if not known and 0 < pledge < needs:
+            return 1
+        return min(entries, int(pledge / entry) or 1) if pledge else 0
 
     @property
     def idle(self) -> bool:
@@ -80,14 +106,17 @@ class Session:
         step = Step(self.number, self.cursor, entries_max, self.later.known, full, 0, 0, [], [], [])
         step.gets, step.seen, self._gets, self._seen = self._gets, self._seen, [], None
         if entries_max:
-            step.room = self.appetite.room(entries_max, messages_max - self.hand.outstanding)
+            held = self.account.pledge or STEP_BYTES
+            step.room = self.appetite.room(entries_max, messages_max - self.hand.outstanding, held)
         self.hand.load(step)
         return step
 
     def idle_step(self, entries_max: int, messages_max: int) -> Step:
         """A step for a shard of which nothing is in hand: it commits nothing and may be sent again and again, under a
-        number of its own each time (`count_on`), for as long as nothing comes. It has none yet."""
-        room = self.appetite.room(entries_max, messages_max)
+        number of its own each time (`count_on`), for as long as nothing comes. It has none yet. What it brings nobody
+        made room for: one entry, and few more if they are small."""
+        entries_max = min(entries_max, 1)
+        room = self.appetite.room(entries_max, messages_max, IDLE_ROOM_BYTES)
         return Step(0, self.cursor, entries_max, self.later.known, False, 0, 0, [], [], [], room=room)
 
     def count_on(self, step: Step) -> None:
@@ -133,6 +162,7 @@ class Session:
         self.later.ask_again(now_s)
         self.later.next_item += len(step.lanes)  # its puts were applied: the index is to be read on
         self.appetite.answer_lost()
+        self.account.settle(self.hand.held_bytes)
 
     def receive(self, step: Step, fetched: Fetched, now_s: float) -> list[list[Message]]:
         """Takes in what the step fetched; returns the messages to handle, in order, a list for each batch."""
@@ -145,6 +175,7 @@ class Session:
                 self.cursor = entries[-1][0].decode()
         batches = self._open_items(step, fetched, now_s)
         size = fresh = count = 0
+        held_before = self.hand.held_bytes
         if entries:
             self.appetite.entries_came()
         in_hand, open_entry = self.hand.entries, self.arrivals.open_entry
@@ -159,7 +190,10 @@ class Session:
             size += sum(map(len, fields))
             fresh += 1
         if fresh:
-            self.appetite.learn_entries(fresh, count, size)
+            held = self.hand.held_bytes - held_before
+            self.appetite.learn_entries(fresh, count, size, held, self.account.first_entry_bytes)
+            self.account.learn(fresh, held)
+        self.account.settle(self.hand.held_bytes)
         return batches
 
     def _learn_items(self, step: Step, fetched: Fetched, now_s: float) -> None:

@@ -41,7 +41,7 @@ ASK_AGAIN_S = 5.0
 PAUSE_AFTER_ERROR_S = 0.5
 SHORTEST_PAUSE_S = 0.002
 PUT_BACK_AFTER_S = 3.0
-FULL_PART = 4  # a shard's buffer counts as full of waiting messages from this part of it on
+FULL_PART = 4  # a shard's buffer counts as full of waiting messages from this part of it on, or when others lack room
 PACE_OVER_S = 0.1
 PLENTY_PAUSE_S = 0.01
 
@@ -252,7 +252,7 @@ class Limits:
         for (lane, _, count), grant in zip(asked, grants, strict=True):
             wait_s = gate.granted(lane, grant, sent, received)
             last_s = wait_s + (count - 1) * grant.step_us / 1e6
-            crowded = shard.hand.outstanding > self._buffer / FULL_PART
+            crowded = shard.hand.outstanding > self._buffer / FULL_PART or shard.session.account.contended
             # One that was put back once waits there, or it would be among those that hold back others as suspects.
             if last_s > PUT_BACK_AFTER_S and (crowded or (gate.waits_again(lane) and not grant.given)):
                 shard.postpone(gate.take_out(lane), wait_s)

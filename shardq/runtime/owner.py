@@ -84,6 +84,7 @@ class ShardOwner:
             trust=Trust(owning.settings.lease_s, grant.sent_monotonic_s),
             ready=owning.runners.ready,
             by_key=owning.settings.ordering == "key",
+            budget=owning.budget,
         )
         held.tidy_at_monotonic_s = first_tidy_s(grant.sent_monotonic_s)
         owning.runners.attach(held)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from shardq.core.budget import Budget
 from shardq.core.meters import GroupMeters
 from shardq.runtime.gates import Gates
 from shardq.runtime.idle import IdlePolls
@@ -46,6 +47,7 @@ class Owning:
     gates: Gates
     outages: Outages
     meters: GroupMeters
+    budget: Budget
 
     def failed(self, what: str, error: object, shard: int) -> None:
         self.outages.failed(f"{self.queue}/{self.group}: {what}", error, shard)

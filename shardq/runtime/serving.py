@@ -3,6 +3,8 @@ handed over. Sends no step itself (runtime/steps.py) and knows no message (core/
 
 Invariants:
 - A handover commits everything that ran here before the lease moves: nothing is handled twice.
+- A shard that waits for room (core/budget.py) commits and renews as ever; room that it does not use at once it gives
+  back.
 - A bell is heard whenever it rings: one that rang while this waited for an answer is looked at before the next rest.
 """
 
@@ -38,7 +40,7 @@ class Serving:
     async def run(self) -> bool:
         """Steps until the lease is handed over (true) or its heir is gone (false). Raises LeaseLost if it is taken."""
         held, wishes, session, buffer = self._held, self._wishes, self._held.session, self._settings.buffer_messages
-        drain_from = 0.0
+        account, drain_from = session.account, 0.0
         while True:
             if wishes.rung or (wishes.stands and not held.hand.outstanding):
                 self._caught_up = False
@@ -60,18 +62,26 @@ class Serving:
             pause = self._until_due(now)
             if pause > 0 and (wishes.rung or wishes.stands):
                 continue  # somebody rang while `keep_time` waited for its answer: that woke nobody
-            limit = 0 if held.draining else session.entries_wanted(buffer)
+            limit = 0 if held.draining or account.waits else session.entries_wanted(buffer)
             if pause <= 0:
+                wanted, limit = limit, session.reserve(limit, buffer)
+                if wanted and not limit:
+                    if self._fetch_due():
+                        continue  # in line for room: unless more is due than to fetch, this rests until it is pledged
+                    account.withdraw()  # more would have come with a commit, and comes with another one
                 self._stepped_at = now
                 renew = self._caught_up or now >= held.trust.renew_at_monotonic_s
                 self._note(await self._steps.step(limit, renew=renew), limit)
-            elif self._caught_up and limit and session.idle and self._owning.hears(held.keys.bell):
+                continue
+            if account.pledge:
+                account.withdraw()  # it came too late
+            if self._caught_up and limit and session.idle and self._owning.hears(held.keys.bell):
                 stepped = await self._idle(limit, now + pause)
                 self._stepped_at = max(self._stepped_at, held.trust.renewed_monotonic_s)
                 if stepped is not None:
                     self._note(stepped, limit)
             else:
-                await self._rest(pause, 0 if self._caught_up else buffer // 2)
+                await self._rest(pause)
 
     def _note(self, stepped: calls.Stepped, limit: int) -> None:
         if limit:
@@ -95,10 +105,9 @@ class Serving:
     def _until_due(self, now: float) -> float:
         """Seconds until the next step is due by itself; 0 when it is now."""
         held, session, hand, settings = self._held, self._held.session, self._held.hand, self._settings
-        buffer, caught_up = settings.buffer_messages, self._caught_up
-        fetch = not held.draining and (
-            session.hungry or (not caught_up and hand.outstanding <= buffer // 2 and session.entries_wanted(buffer) > 0)
-        )
+        caught_up = self._caught_up
+        hungry = session.hungry and (session.loaded or not session.account.waits)  # the first step brings all at once
+        fetch = not held.draining and (hungry or (not session.account.waits and self._fetch_due()))
         last_commit = hand.uncommitted and (hand.outstanding == 0 or (held.draining and held.running == 0))
         at_once = held.draining or hand.urgent or not caught_up or hand.acked >= COMMIT_AT_ONCE
         if fetch or (last_commit and at_once):
@@ -119,9 +128,21 @@ class Serving:
             due = min(due, self._stepped_at + poll)
         return due - now
 
-    async def _rest(self, pause: float, wake_at: int) -> None:
-        held = self._held
-        held.wake_at = wake_at
+    def _fetch_due(self) -> bool:
+        """Whether there may be more in the store, and half of what may be in hand is through."""
+        session, hand, buffer = self._held.session, self._held.hand, self._settings.buffer_messages
+        if self._caught_up or hand.outstanding > buffer // 2 or hand.held_bytes > session.account.most // 2:
+            return False
+        return session.entries_wanted(buffer) > 0
+
+    async def _rest(self, pause: float) -> None:
+        held, account = self._held, self._held.session.account
+        if self._caught_up or account.waits:
+            held.wake_at = 0
+        elif held.hand.held_bytes > account.most // 2:
+            held.wake_at = held.hand.outstanding // 2
+        else:
+            held.wake_at = self._settings.buffer_messages // 2
         await held.awake.wait(pause)
         held.wake_at = -1
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shardq.core.balance import Pace
+from shardq.core.budget import DEFAULT_BYTES
 from shardq.core.limits import Limit
 from shardq.core.retry import Retry
 from shardq.errors import UsageError
@@ -20,6 +21,7 @@ class WorkerSettings:
     leader_lease_s   the same for the coordinator's leadership
     concurrency      messages handled at a time in this process
     buffer_messages  messages held of one shard at most, about
+    buffer_bytes     bytes of messages that the process holds of all its shards at most, about
     drain_limit_s    how long a stopping worker waits for its running handlers before it cancels them
     retry            when a failing message is tried again, and when it becomes a dead letter
     limit            how many messages the whole group begins in a time
@@ -35,6 +37,7 @@ class WorkerSettings:
     leader_lease_s: float = 3.0
     concurrency: int = 32
     buffer_messages: int = 2000
+    buffer_bytes: int = DEFAULT_BYTES
     drain_limit_s: float = 25.0
     retry: Retry = DEFAULT_RETRY
     ordering: Literal["key", "none"] = "key"
@@ -50,6 +53,7 @@ class WorkerSettings:
             ("leader_lease_s", 0.3),
             ("concurrency", 1),
             ("buffer_messages", 1),
+            ("buffer_bytes", 1),
             ("drain_limit_s", 0),
             ("load_sample_s", 0.05),
         ):

@@ -10,6 +10,7 @@ from time import monotonic, time_ns
 from typing import Any
 
 from shardq.core import jobs
+from shardq.core.budget import Account, Budget
 from shardq.core.gate import KeyGate
 from shardq.core.intake import restore_value
 from shardq.core.lanes import Lanes, Ready, lane_key, let_go
@@ -30,6 +31,7 @@ class OwnedShard(Ownership):
 
     ready    where messages that may be handled now are put; None when whole lists are handled, which need no lanes
     by_key   whether messages of one key wait for each other
+    budget   the bytes that the worker may hold; one of its own where there is none
     """
 
     __slots__ = (
@@ -66,6 +68,7 @@ class OwnedShard(Ownership):
         trust: Trust,
         ready: deque[Message] | None,
         by_key: bool,
+        budget: Budget | None = None,
     ) -> None:
         super().__init__(queue, group, shard, epoch, nonce, keys.slot)
         self.keys = keys
@@ -75,8 +78,9 @@ class OwnedShard(Ownership):
         self.gate: KeyGate | None = None
         self._on_lost: Callable[[], None] = self.wake
         self.lanes = Lanes(ready) if by_key and ready is not None else None
+        account = Account(budget or Budget(), self.wake)
         busy = self.lanes.busy if self.lanes is not None else lambda _: False
-        self.session = Session(self, step, Later(by_key=by_key, lane_busy=busy), self._fatal)
+        self.session = Session(self, step, Later(by_key=by_key, lane_busy=busy), self._fatal, account)
         self.hand = self.session.hand
         self.marked: frozenset[tuple[str, int]] = frozenset()
         self.running = 0
@@ -294,6 +298,7 @@ class OwnedShard(Ownership):
     def drain(self) -> None:
         """Nothing more of this shard is handled; what runs is waited for, and committed."""
         self.draining = self.ending = True
+        self.session.account.withdraw()
 
     def stopped(self) -> None:
         """A handler ended while its shard is draining or lost: the loop waits for the last one."""
@@ -308,5 +313,6 @@ class OwnedShard(Ownership):
         for message in self.suspended:
             let_go(message)
         self.suspended = []
+        self.session.account.close()
         self._on_lost()
         self.wake()

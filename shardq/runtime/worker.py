@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import anyio
 import anyio.to_thread
 
+from shardq.core.budget import DEFAULT_BYTES
 from shardq.core.compression import check_available
 from shardq.core.limits import parse_limit
 from shardq.core.meters import Meters
@@ -69,6 +70,7 @@ class Worker:
     timeout        seconds a handler may take; longer counts as a failure
     lease          seconds: a crashed worker's shards rest about this long
     buffer         messages held of one shard at most, about
+    buffer_bytes   bytes of messages that this worker holds of all its shards at most, about
     drain_limit    seconds that a stopping worker waits for running handlers before it cancels them
     balance        what is made even among the group's workers: the "count" of their shards, or the measured "load".
                    It is the group's: give it to every worker (and `shardq coordinator`), the leader's own counts
@@ -94,6 +96,7 @@ class Worker:
         timeout: float | None = None,
         lease: float = 5.0,
         buffer: int = 2000,
+        buffer_bytes: int = DEFAULT_BYTES,
         drain_limit: float = 25.0,
         balance: Literal["count", "load"] = "count",
         capacity: float = 1.0,
@@ -114,6 +117,7 @@ class Worker:
             leader_lease_s=min(3.0, 0.6 * lease),
             concurrency=concurrency,
             buffer_messages=buffer,
+            buffer_bytes=buffer_bytes,
             drain_limit_s=drain_limit,
             retry=retry,
             ordering=ordering,

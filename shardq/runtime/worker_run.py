@@ -16,6 +16,7 @@ from time import monotonic
 import anyio
 from anyio.abc import TaskGroup
 
+from shardq.core.budget import Budget
 from shardq.core.meters import GroupMeters
 from shardq.runtime.bells import Bells
 from shardq.runtime.client import Client
@@ -60,6 +61,7 @@ class WorkerRun:
         self.outages = Outages()
         self.table = TableFollower(queue, on_change=self._take_table, outages=self.outages)
         self.gates = Gates(f"{queue.name}/{group}")
+        self.budget = Budget(settings.buffer_bytes)
         self.owners: dict[int, ShardOwner] = {}
         self.idle = anyio.Event()
         self.taken = Waker()
@@ -126,6 +128,7 @@ class WorkerRun:
             gates=self.gates,
             outages=self.outages,
             meters=self.meters,
+            budget=self.budget,
         )
 
     def _start_limits(self, tasks: TaskGroup) -> Limits | None:
@@ -188,6 +191,7 @@ class WorkerRun:
         keys = self.queue.shards[shard]
         owner = ShardOwner(self.owning, shard, keys)
         self.owners[shard] = owner
+        self.budget.shards = len(self.owners)
         self.bells.listen(keys.slot, keys.bell, owner.wishes.ring, owner.wishes.deaf)
         self.tasks.start_soon(self._own, owner)
 
@@ -195,6 +199,7 @@ class WorkerRun:
         await owner.run()
         if self.owners.get(owner.shard) is owner:
             del self.owners[owner.shard]
+            self.budget.shards = len(self.owners)
             self.bells.drop(owner.keys.bell)
         if not self.owners:
             self.idle.set()

@@ -7,15 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardq.core import jobs, records
-from shardq.core.appetite import MAX_ENTRIES
+from shardq.core import budget, jobs, records
+from shardq.core.appetite import FIRST_ROOM_BYTES, MAX_ENTRIES
+from shardq.core.budget import Account, Budget
 from shardq.core.effects import Effect
 from shardq.core.intake import keep, pack_progress
 from shardq.core.later import FATAL_GETS, SUSPECT_GETS, Later
 from shardq.core.message import Batch, Message, Ownership
 from shardq.core.records import Key
 from shardq.core.session import Session
-from shardq.core.step import FIRST, LEFT_NEW, LEFT_PENDING, NEW, STEP_BYTES, Entry, Fetched
+from shardq.core.step import FIRST, LEFT_NEW, LEFT_PENDING, NEW, Entry, Fetched
 
 NO_ONE = Ownership("q", "g", 3, 5, "nonce")
 JOB = "q/3/9f86d081884c7d65"
@@ -145,7 +146,7 @@ def test_a_step_says_how_many_messages_there_is_room_for(held: int, room: int) -
     session.hand.outstanding = held
     assert session.next_step(0, 100).room is None, "it fetches nothing"
     step = session.next_step(3, 100)
-    assert step.room == (MAX_ENTRIES, room, STEP_BYTES)
+    assert step.room == (MAX_ENTRIES, room, FIRST_ROOM_BYTES)
 
 
 @pytest.mark.parametrize("items", [0, 3])
@@ -368,3 +369,39 @@ def test_large_items_are_asked_for_one_by_one() -> None:
     session = new_session()
     fetched_item(session, keep(message_of("k", b""), b"v" * 3_000_000, 1, ""))
     assert session.items_wanted == 1
+
+
+@pytest.mark.parametrize(
+    ("room", "outstanding", "wanted"),
+    [(10, 4, 6), (4, 4, 0), (2, 4, 0), (2, 0, 1)],
+    ids=["room", "full", "over", "one"],
+)
+def test_bytes_in_hand_bound_what_is_asked_for_but_for_one_entry(
+    monkeypatch: pytest.MonkeyPatch, room: int, outstanding: int, wanted: int
+) -> None:
+    """Four entries are in hand, and there is room for so many as large as these."""
+    session = new_session()
+    receive(session, [(b"%d-1" % entry, ours(batch_bytes(10))) for entry in range(1, 5)])
+    each = session.hand.held_bytes // 4
+    account = session.account = Account(Budget(each * room))
+    account.settle(4 * each)
+    session.appetite.entry_bytes = each
+    session.hand.outstanding = outstanding
+    monkeypatch.setattr(budget, "STEP_BYTES", 1)
+    assert session.entries_wanted(1000) == wanted
+
+
+def test_a_step_that_waits_for_room_fetches_nothing() -> None:
+    shared = Budget(1000)
+    other = Account(shared)
+    other.settle(1000)
+    session = Session(NO_ONE, 0, Later(by_key=True), describe, Account(shared))
+    assert session.reserve(session.entries_wanted(100), 100) == 0
+    assert session.account.waits
+    other.settle(0)
+    assert session.account.pledge
+    assert session.reserve(session.entries_wanted(100), 100) == 1, "it is not known how large entries are"
+    step = session.next_step(1, 100)
+    assert step.room == (MAX_ENTRIES, 100, session.account.pledge)
+    session.receive(step, Fetched([(b"1-1", ours(batch_bytes(1)))], items=[]), 0.0)
+    assert (session.account.pledge, shared.used) == (0, session.hand.held_bytes)

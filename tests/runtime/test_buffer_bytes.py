@@ -1,0 +1,187 @@
+"""What one worker holds in memory, however many shards it has and however large the messages are."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+import shardq
+from shardq.core.retry import Retry
+from shardq.errors import UsageError
+from shardq.ops.local_cluster import LocalCluster
+from shardq.runtime import owner
+from shardq.runtime.shard import OwnedShard
+
+pytestmark = pytest.mark.anyio
+
+GROUP = "g"
+KIB = 1024
+SLACK = 1.5  # an entry may be larger than those before it led to expect
+
+
+class Held:
+    """The shards of the workers in this process, and the most that they held at a time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.shards: list[OwnedShard] = []
+        self.most = self.most_of_one = 0
+        held = self
+
+        class Watched(OwnedShard):
+            def __init__(self, *args: object, **kwargs: object) -> None:
+                super().__init__(*args, **kwargs)  # type: ignore[arg-type]  # handed on as they came
+                held.shards.append(self)
+
+        monkeypatch.setattr(owner, "OwnedShard", Watched)
+
+    def look(self) -> None:
+        sizes = [shard.hand.held_bytes for shard in self.shards if not shard.lost]
+        assert all(size >= 0 for size in sizes)
+        self.most, self.most_of_one = max(self.most, sum(sizes)), max(self.most_of_one, *sizes)
+
+
+async def fill(client: shardq.Client, name: str, shards: int, count: int, size: int, **options: str) -> None:
+    queue = await client.queue(name, shards=shards, **options)  # type: ignore[arg-type]  # as the queue declares them
+    await queue.open_group(GROUP)
+    async with queue.producer() as producer:
+        await producer.send_many((f"k{number}", os.urandom(size)) for number in range(count))
+
+
+@pytest.mark.parametrize(
+    ("shards", "count", "size", "budget"),
+    [
+        (128, 800, 64 * KIB, 4096 * KIB),  # a part of 32 KiB each: less than one message
+        (16, 600, 32 * KIB, 1024 * KIB),
+        (16, 20_000, 100, 512 * KIB),  # entries of many small messages
+        (1, 24, 300 * KIB, 100 * KIB),  # one message is more than all
+    ],
+    ids=["many-shards", "few-shards", "small-messages", "larger-than-all"],
+)
+@pytest.mark.parametrize("lists", [False, True], ids=["one-by-one", "lists"])
+async def test_a_worker_holds_no_more_than_it_may(
+    cluster: LocalCluster,
+    queue_name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    shards: int,
+    count: int,
+    size: int,
+    budget: int,
+    lists: bool,
+) -> None:
+    held, handled = Held(monkeypatch), Counter[str]()
+    worker = shardq.Worker(queue_name, group=GROUP, buffer_bytes=budget, concurrency=8)
+
+    def note(*messages: shardq.Message) -> None:
+        held.look()
+        handled.update(str(message.key) for message in messages)
+        if len(handled) == count:
+            worker.stop()
+
+    if lists:
+
+        @worker.batch_handler
+        async def handle_list(messages: list[shardq.Message]) -> None:
+            note(*messages)
+            await anyio.lowlevel.checkpoint()
+
+    else:
+
+        @worker.handler
+        async def handle(message: shardq.Message) -> None:
+            note(message)
+            await anyio.lowlevel.checkpoint()
+
+    async with shardq.connect(cluster.url) as client:
+        await fill(client, queue_name, shards, count, size)
+        with anyio.fail_after(60):
+            await worker.run(client)
+        counters = await (await client.queue(queue_name)).counters([GROUP])
+    assert handled == Counter({f"k{number}": 1 for number in range(count)})
+    assert sum(shard.groups[GROUP].acked for shard in counters.values()) == count
+    assert 0 < held.most <= SLACK * max(budget, size)
+
+
+async def test_no_shard_starves_beside_one_that_is_never_through(
+    cluster: LocalCluster, queue_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two handlers of one shard never end, so up to half of the room stays with the entries that they came in (256 KiB
+    at most): all others go on."""
+    held, handled, stuck = Held(monkeypatch), set[str](), set[str]()
+    worker = shardq.Worker(queue_name, group=GROUP, buffer_bytes=1024 * KIB, concurrency=8, drain_limit=0.0)
+
+    @worker.handler
+    async def handle(message: shardq.Message) -> None:
+        held.look()
+        if message.shard == 0 and len(stuck) < 2:
+            stuck.add(str(message.key))
+            await anyio.sleep_forever()
+        handled.add(str(message.key))
+        if len(handled) == 400 - len(stuck):
+            worker.stop()
+
+    async with shardq.connect(cluster.url) as client:
+        await fill(client, queue_name, 8, 400, 16 * KIB)
+        with anyio.fail_after(60):
+            await worker.run(client)
+    assert len(stuck) == 2
+    assert len(handled) == 398
+    assert held.most <= SLACK * 1024 * KIB
+
+
+async def test_failed_messages_come_again_though_there_is_no_room(
+    cluster: LocalCluster, queue_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, tries = Held(monkeypatch), Counter[str]()
+    retry = Retry(attempts=5, base=0.01)
+    worker = shardq.Worker(queue_name, group=GROUP, buffer_bytes=64 * KIB, concurrency=8, retry=retry)
+
+    @worker.handler
+    async def handle(message: shardq.Message) -> None:
+        held.look()
+        tries[str(message.key)] += 1
+        if message.attempt < 2:
+            raise ValueError
+        if sum(tries.values()) == 2 * 60:
+            worker.stop()
+
+    async with shardq.connect(cluster.url) as client:
+        await fill(client, queue_name, 8, 60, 20 * KIB)
+        with anyio.fail_after(60):
+            await worker.run(client)
+    assert set(tries.values()) == {2}
+    assert len(tries) == 60
+    assert held.most > 0
+
+
+async def test_compressed_messages_count_as_they_are_unpacked(
+    cluster: LocalCluster, queue_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, count, size = Held(monkeypatch), 300, 20 * KIB
+    left = set(range(count))
+    worker = shardq.Worker(queue_name, group=GROUP, buffer_bytes=1024 * KIB, concurrency=8)
+
+    @worker.handler
+    async def handle(message: shardq.Message) -> None:
+        held.look()
+        left.discard(int(str(message.key)))
+        await anyio.lowlevel.checkpoint()
+        if not left:
+            worker.stop()
+
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=4, compression="zlib")
+        await queue.open_group(GROUP)
+        async with queue.producer(max_batch_messages=10) as producer:
+            await producer.send_many((str(number), b"x" * size) for number in range(count))
+        with anyio.fail_after(60):
+            await worker.run(client)
+    assert held.most >= 10 * size, "an entry of ten takes 200 KiB here, and 300 bytes there"
+
+
+def test_a_worker_without_room_is_refused() -> None:
+    with pytest.raises(UsageError, match="buffer_bytes must be at least 1, not 0"):
+        shardq.Worker("q", group="g", buffer_bytes=0)
