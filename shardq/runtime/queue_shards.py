@@ -129,8 +129,7 @@ class QueueShards:
         share = self._settings.for_range(narrowest.low, narrowest.high).get("max_backlog")
         return min(wanted, 65535, int(share) if share is not None else 65535)
 
-    async def counters(self, groups: Sequence[str] | None = None) -> dict[int, counters.ShardCounters]:
-        """The counters of every shard, and of the named groups (default: every registered one)."""
+    async def _counters(self, groups: Sequence[str] | None) -> dict[int, counters.ShardCounters]:
         if groups is None:
             first = await counters.inspect(self.client.pipes, next(iter(self.shards.values())), ())
             groups = first.registered
@@ -141,3 +140,12 @@ class QueueShards:
             if shard not in there and shard in self.table.by_id:  # a retired one may be gone by now
                 raise UnknownQueue(missing_shard(self.shards[shard]))
         return there
+
+    async def counters(self, groups: Sequence[str] | None = None) -> dict[int, counters.ShardCounters]:
+        """The counters of every shard, and of the named groups (default: every registered one). Raises UnknownQueue."""
+        while True:
+            try:
+                return await self._counters(groups)
+            except UnknownQueue:  # or this process knew nothing of a reshard, and what that left was removed
+                if not await self.refresh():
+                    raise

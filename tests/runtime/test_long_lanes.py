@@ -36,8 +36,8 @@ def made(runners, renewed_s=0.0):
 
 def batch_of(shard, count=MANY):
     batch = Batch(shard, "1-0", count)
-    shard.session.in_flight["1-0"] = batch
-    shard.session.outstanding = count
+    shard.hand.entries["1-0"] = batch
+    shard.hand.outstanding = count
     return build_messages(RecordBatch(1, None, ["k"] * count, list(range(count)), None), batch)
 
 async def main():

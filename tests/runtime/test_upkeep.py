@@ -191,13 +191,18 @@ async def owned_by_somebody(queue: shardq.Queue, group: str = GROUP) -> bool:
 
 
 async def test_a_retired_shard_that_is_through_is_removed_and_its_owner_ends(
-    client: shardq.Client, queue_name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    cluster: LocalCluster,
+    client: shardq.Client,
+    queue_name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "shardq")
     monkeypatch.setattr(upkeep, "LOOK_AFTER_EVERY_S", 0.5)
     queue = await client.queue(queue_name, shards=2)
     clerks = [Clerk(queue_name), Clerk(queue_name), Clerk(queue_name, "other")]
-    async with at_work(client, *clerks):
+    async with shardq.connect(cluster.url) as asleep, at_work(client, *clerks):
+        stale = await asleep.queue(queue_name)
         await send(queue, 0)
         await queue.split_all()
         await send(queue, 3)
@@ -215,6 +220,8 @@ async def test_a_retired_shard_that_is_through_is_removed_and_its_owner_ends(
         await until(lambda: sum(clerk.total for clerk in clerks) == 18 * len(KEYS), 20, "all to be handled")
         await until(lambda: owned_by_somebody(queue), 20, "owners of the new ones")
         assert (await queue.reshard(), len(await owners(queue))) == (None, 4)
+        assert sorted(stale.shards) == [0, 1]
+        assert sorted(await stale.counters()) == sorted(queue.shards), "it has heard of nothing until now"
     assert "removed retired shards" in caplog.text
     warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert [text for text in warnings if "twice" not in text] == []
