@@ -32,7 +32,9 @@ class Replicas:
     @property
     def in_doubt(self) -> bool:
         """Whether there is a reason to look again."""
-        return self._count < 1 or self.away > 0 or self.unconfirmed or self._seen() < self._count
+        seen = self._seen()
+        listed = seen if self._listed is None else self._listed  # the topology in use may be older than the list
+        return self._count < 1 or self.away > 0 or self.unconfirmed or min(seen, listed) < self._count
 
     def see(self, known: Mapping[str, int]) -> None:
         """The topology as it is now: replicas of each master."""
@@ -59,7 +61,8 @@ class Replicas:
         self._fewer_before = seen if seen < self._count else None
         if self._fewer_before is None or before is None:
             return False
-        self._count, self._fewer_before = max(seen, before), None
+        self._count = max(seen, before)
+        self._fewer_before = seen if seen < self._count else None
         self.falls += 1
         return True
 

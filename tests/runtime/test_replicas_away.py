@@ -93,7 +93,7 @@ async def test_replicas_that_are_gone_for_good_are_waited_for_until_they_are_for
             for server in masters:
                 for name in names:
                     node_command(server.host, server.port, "CLUSTER", "FORGET", name)
-            await until(lambda: client.confirm(None) is None, 30, "the client to see it")
+            await until(lambda: client.confirm(None) is None, 60, "the client to see it")
             assert not waits(producer)
             await producer.send("y", key="k")
         assert (await QueueReader(client, 0.0).snapshot()).nodes_away == 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import importlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -189,14 +191,15 @@ def plain_tasks(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def eager_tasks(loop: asyncio.AbstractEventLoop) -> None:
-    factory = getattr(asyncio, "eager_task_factory", None)
-    if factory is None:
-        pytest.skip("tasks that begin at once came with Python 3.12")
+    factory: Any = asyncio.eager_task_factory  # type: ignore[attr-defined,unused-ignore]  # since Python 3.12
     loop.set_task_factory(factory)
 
 
+KINDS = [None, plain_tasks, *([eager_tasks] if sys.version_info >= (3, 12) else [])]
+
+
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-@pytest.mark.parametrize("kind", [None, plain_tasks, eager_tasks])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("debug", [False, True])
 def test_every_kind_of_task_can_wait(
     loop: str, kind: Callable[[asyncio.AbstractEventLoop], None] | None, debug: bool
@@ -217,6 +220,6 @@ def test_every_kind_of_task_can_wait(
         await asyncio.gather(tasks[0], tasks[2], tasks[3])
         assert sorted(ends.order) == [0, 2, 3]
 
-    factory = None if loop == "asyncio" else pytest.importorskip("uvloop").new_event_loop
+    factory = None if loop == "asyncio" else importlib.import_module("uvloop").new_event_loop
     with asyncio.Runner(loop_factory=factory, debug=debug) as runner:
         runner.run(wait())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
 import ssl
 import weakref
 from collections.abc import AsyncIterator, Callable
@@ -273,7 +274,7 @@ async def test_who_is_cancelled_while_it_connects_leaves_no_reply_due() -> None:
 @pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_other_event_loops_and_tls(loop: str, tls: bool, debug: bool, tmp_path: Path) -> None:
-    factory = None if loop == "asyncio" else pytest.importorskip("uvloop").new_event_loop
+    factory = None if loop == "asyncio" else importlib.import_module("uvloop").new_event_loop
     with asyncio.Runner(loop_factory=factory, debug=debug) as runner:
         runner.run(_read_it_all(_certificate(tmp_path) if tls else None))
 
