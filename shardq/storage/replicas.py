@@ -58,13 +58,12 @@ class Replicas:
         if self._listed is None:
             return False
         seen, before = max(self._seen(), self._listed), self._fewer_before
+        fell = before is not None and seen < self._count
+        if before is not None and fell:
+            self._count = max(seen, before)
+            self.falls += 1
         self._fewer_before = seen if seen < self._count else None
-        if self._fewer_before is None or before is None:
-            return False
-        self._count = max(seen, before)
-        self._fewer_before = seen if seen < self._count else None
-        self.falls += 1
-        return True
+        return fell
 
     def _rise(self) -> None:
         self._count = max(self._count, self._seen())

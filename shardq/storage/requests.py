@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from redis.asyncio.cluster import ClusterNode
 
 from shardq.errors import ShardqError, StoreTimeout, StoreUnavailable
+from shardq.storage.alarm import NEVER, Alarm
 from shardq.storage.commands import Confirm, Packed
 
 MAX_CALLS = 64
@@ -94,13 +95,12 @@ class OpenCalls:
 
     def __init__(self) -> None:
         self._calls: set[Call] = set()
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_monotonic_s = 0.0
+        self._alarm = Alarm(self._end_late_ones)
 
     def add(self, call: Call) -> None:
         self._calls.add(call)
-        if self._timer is None or call.deadline < self._timer_monotonic_s:
-            self._look_at(call.deadline)
+        if call.deadline < self._alarm.moment_s:
+            self._alarm.set(call.deadline)
 
     def discard(self, call: Call) -> None:
         self._calls.discard(call)
@@ -110,20 +110,13 @@ class OpenCalls:
         for call in self._calls:
             call.fail(error)
 
-    def _look_at(self, moment_s: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_monotonic_s = moment_s
-        self._timer = asyncio.get_running_loop().call_later(max(moment_s - monotonic(), 0.0), self._look)
-
-    def _look(self) -> None:
-        self._timer, now = None, monotonic()
+    def _end_late_ones(self) -> None:
+        now = monotonic()
         left = [call.deadline for call in self._calls if call.deadline > now]
         for call in self._calls:
             if call.deadline <= now:
                 call.expire()
-        if left:
-            self._look_at(min(left))
+        self._alarm.set(min(left, default=NEVER))
 
 
 class Sending:

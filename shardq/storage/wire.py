@@ -27,8 +27,9 @@ from redis.asyncio.connection import Connection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse
 
+from shardq.storage.alarm import NEVER, Alarm
+
 _NOT_ENOUGH = object()
-_NEVER = float("inf")
 _CLOSED = "Connection closed by server."
 
 Heard = Callable[[Any], bool]
@@ -55,8 +56,7 @@ class Wire(asyncio.BufferedProtocol):
         self._poll = select.poll()
         self._heard: Heard | None = None
         self._ended: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._until_monotonic_s = 0.0
+        self._alarm = Alarm(self._is_late)
         self.limit_s = 0.0
         self.late = False
         self._over = False  # the server had closed it before it was met
@@ -95,14 +95,14 @@ class Wire(asyncio.BufferedProtocol):
             return False
         return not self._poll.poll(0)  # the event loop may not have looked since
 
-    async def read(self, heard: Heard, write: Sequence[bytes] = (), within_s: float = _NEVER) -> None:
+    async def read(self, heard: Heard, write: Sequence[bytes] = (), within_s: float = NEVER) -> None:
         """Writes, and calls `heard` for each reply until it says that this was the last one. Errors of Redis are
         replies too. Raises what redis-py does when the connection breaks, and what `heard` raises. When it is not over
         in time the connection is broken off, and `late` is true."""
         transport = self._meet()
         self._heard, self.late, self.limit_s = heard, False, within_s
         ended = self._ended = self._loop.create_future()
-        self._limit(within_s)
+        self._alarm.set(monotonic() + within_s)
         transport.set_protocol(self)
         try:
             if self._over:
@@ -126,24 +126,8 @@ class Wire(asyncio.BufferedProtocol):
         with suppress(AttributeError):
             transport.set_protocol(self._own)
 
-    def _limit(self, seconds: float) -> None:
-        self._until_monotonic_s = until = monotonic() + seconds
-        if until == _NEVER:
-            return
-        if self._timer is not None and self._timer.when() > until:
-            self._timer.cancel()
-            self._timer = None
-        if self._timer is None:
-            self._timer = self._loop.call_later(seconds, self._look)
-
-    def _look(self) -> None:
-        self._timer = None
-        if self._ended is None or self._ended.done() or self._until_monotonic_s == _NEVER:
-            return
-        left = self._until_monotonic_s - monotonic()
-        if left > 0:
-            self._timer = self._loop.call_later(left, self._look)
-        elif self._transport is not None:
+    def _is_late(self) -> None:
+        if self._ended is not None and not self._ended.done() and self._transport is not None:
             self.late = True
             self._transport.abort()
 

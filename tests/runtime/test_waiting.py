@@ -136,13 +136,19 @@ async def test_another_loop_may_not_wait() -> None:
         await asyncio.to_thread(asyncio.run, wait())
 
 
-async def test_a_cancelled_send_leaves_the_others_of_its_batch_waiting() -> None:
+async def unanswered(count: int) -> tuple[list[asyncio.Task[str]], list[Request]]:
+    """So many sends of one batch, and the requests that nobody answers."""
     rig = instant_producer(1)
     held: list[Request] = []
     pipes: Any = rig.producer._pipes
     pipes.submit = held.append
-    sends = [asyncio.create_task(rig.producer.send(b"", key="k")) for _ in range(4)]
+    sends = [asyncio.create_task(rig.producer.send(b"", key="k")) for _ in range(count)]
     await turns()
+    return sends, held
+
+
+async def test_a_cancelled_send_leaves_the_others_of_its_batch_waiting() -> None:
+    sends, held = await unanswered(4)
     sends[1].cancel()
     await turns()
     assert [send.done() for send in sends] == [False, True, False, False]
@@ -153,12 +159,7 @@ async def test_a_cancelled_send_leaves_the_others_of_its_batch_waiting() -> None
 
 
 async def test_every_send_of_a_batch_that_is_given_up_raises() -> None:
-    rig = instant_producer(1)
-    held: list[Request] = []
-    pipes: Any = rig.producer._pipes
-    pipes.submit = held.append
-    sends = [asyncio.create_task(rig.producer.send(b"", key="k")) for _ in range(3)]
-    await turns()
+    sends, held = await unanswered(3)
     held[0].fail(StoreTimeout("late"))
     ended = await asyncio.gather(*sends, return_exceptions=True)
     assert [type(error) for error in ended] == [StoreTimeout] * 3

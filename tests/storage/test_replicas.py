@@ -40,6 +40,26 @@ def test_the_second_look_must_say_so_too() -> None:
     assert replicas.count == 1, "the larger of both"
 
 
+def test_a_count_falls_on_as_fewer_are_seen() -> None:
+    replicas = Replicas()
+    replicas.see({"a": 2})
+    replicas.see_listed(0, 0)
+    replicas.see({"a": 1})
+    assert not replicas.looked()
+    replicas.see({"a": 0})
+    assert [replicas.looked(), replicas.count] == [True, 1], "no fewer than either look saw"
+    assert [replicas.looked(), replicas.count] == [True, 0], "the last two looks saw none"
+
+
+def test_a_list_that_has_fewer_than_the_topology_in_use_is_a_reason_to_look() -> None:
+    """The topology is not read at every look; one that is old must not be the last word."""
+    replicas = Replicas()
+    replicas.see({"a": 1})
+    replicas.see_listed(0, 0)
+    assert not replicas.looked()
+    assert replicas.in_doubt
+
+
 def test_what_a_master_says_counts_beside_the_topology() -> None:
     replicas = Replicas()
     replicas.tell("a", 1)

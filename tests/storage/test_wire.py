@@ -223,8 +223,8 @@ async def test_a_limit_that_passes_as_the_last_reply_comes_breaks_nothing_off() 
             return True
 
         def pass_by() -> None:
-            wire._until_monotonic_s = 0.0
-            wire._look()
+            wire._alarm._moment_s = 0.0
+            wire._alarm._look()
 
         await wire.read(hear, [PING], 30.0)
         assert not wire.late
