@@ -272,7 +272,10 @@ class Pipes:
             if refused is not None:
                 return refused if refused.action != "fail" else Trouble("fail", trouble.error)
         elif trouble.action == "update" and not (node is not None and await self.cluster.update_functions(node)):
-            return Trouble("fail", trouble.error)
+            # Another call, or another process, may have updated it since it answered: then it is well the next time.
+            if sending.refused:
+                return Trouble("fail", trouble.error)
+            sending.refused = True
         elif trouble.action == "moved":
             await self.cluster.follow(trouble)
         elif trouble.action == "ask" and trouble.address is not None:

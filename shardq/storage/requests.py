@@ -120,9 +120,10 @@ class OpenCalls:
 
 
 class Sending:
-    """A request with what is known of its tries. `left`: nobody waits for it any more, it need not be sent."""
+    """A request with what is known of its tries. `left`: nobody waits for it any more, it need not be sent. `refused`:
+    a node took it for wrongly called, though it has no older functions than ours, or has them no longer."""
 
-    __slots__ = ("asked", "error", "left", "outcome_unknown", "pipe", "request", "tries", "written_to")
+    __slots__ = ("asked", "error", "left", "outcome_unknown", "pipe", "refused", "request", "tries", "written_to")
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -131,7 +132,7 @@ class Sending:
         self.error: ShardqError | None = None
         self.outcome_unknown = False
         self.written_to = ""  # the node whose answer is awaited right now
-        self.left = False
+        self.left = self.refused = False
         self.pipe: Pipe | None = None  # where it waits
 
     def leave(self) -> None:

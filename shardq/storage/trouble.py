@@ -50,7 +50,8 @@ class Trouble:
     again    back off and send it again
     refresh  back off, look at the topology again, send it again
     load     put the functions library on the node, send it again
-    update   the same where the node's is of an older build than ours; else it can't help
+    update   the same where the node's is of an older build than ours; where it is not, sending it again helps once:
+             the node may have been updated since it answered
     fail     sending it again can't help
 
     `away`: the node took no connection, broke it or did not answer, so whatever else waits for it would fare the same.

@@ -9,9 +9,10 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from redis.asyncio.cluster import ClusterNode
 
 import shardq
-from shardq.errors import FunctionsMissing
+from shardq.errors import FunctionsMissing, StoreRefused
 from shardq.ops.local_cluster import LocalCluster
 from shardq.storage import calls
 from shardq.storage.functions import BUILD, LIBRARY, library_source
@@ -133,6 +134,36 @@ async def test_connecting_replaces_an_older_build_only(own_cluster: LocalCluster
     async with shardq.connect(own_cluster.url):
         assert builds(own_cluster) == [then] * 3
     on_every_node(own_cluster, "FUNCTION", "FLUSH")
+
+
+@pytest.mark.anyio
+async def test_a_call_that_an_older_build_refused_is_sent_again_though_another_updated_it(
+    own_cluster: LocalCluster, queue_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig(own_cluster.url, queue_name) as made:
+        head = "local function append(keys, args)\n"
+        assert head in library_source()
+        older = library_source().replace(f"LIBRARY_BUILD = {BUILD}\n", f"LIBRARY_BUILD = {BUILD - 1}\n")
+        older = older.replace(head, f"{head}  if true then return misuse('as an older one may') end\n")
+        on_every_node(own_cluster, "FUNCTION", "LOAD", "REPLACE", older)
+        cluster, asked = made.client.cluster, []
+        update = cluster.update_functions
+
+        async def after_another(node: ClusterNode) -> bool:
+            on_every_node(own_cluster, "FUNCTION", "LOAD", "REPLACE", library_source())
+            asked.append(await update(node))
+            return asked[-1]
+
+        monkeypatch.setattr(cluster, "update_functions", after_another)
+        assert (await made.append("p", 1, "a")).status == "OK"
+        assert asked == [False]
+
+
+@pytest.mark.anyio
+async def test_a_call_that_our_own_build_refuses_fails(own_cluster: LocalCluster, queue_name: str) -> None:
+    async with rig(own_cluster.url, queue_name) as made:
+        with pytest.raises(StoreRefused, match="please report it"):
+            await made.call("append", [])
 
 
 @pytest.mark.anyio
