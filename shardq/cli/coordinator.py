@@ -83,7 +83,7 @@ def coordinator(
     autosplit = AutoSplit(max_shards, autosplit_every, autosplit_after) if max_shards is not None else None
 
     async def work() -> None:
-        async with serving_client(url, listen) as client:
+        async with serving_client(url, listen, lambda client: client.queue(queue)) as client:
             await coordinate(client, queue, group, settings, anyio.Event(), autosplit=autosplit)
 
     # Cancelled, it still resigns and signs off, and it has nothing else to finish.

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,7 @@ from importlib import import_module
 import anyio
 
 from shardq.core.meters import Meters
-from shardq.errors import StoreUnavailable, WorkerNotFound
+from shardq.errors import StoreError, WorkerNotFound
 from shardq.ops.processes import STOP_SIGNALS, Listen, die_with_parent, until_stopped
 from shardq.runtime.client import Client, connect
 from shardq.runtime.outages import Outages
@@ -38,6 +38,8 @@ FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 30.0
 STEADY_AFTER_S = 60.0
 
 _log = logging.getLogger("shardq")
+
+Join = Callable[[Client], Awaitable[object]]
 
 
 def log_to_stderr(level: str) -> None:
@@ -101,7 +103,7 @@ async def run_worker(worker: Worker | Workers, url: str, name: str | None, liste
 
     async def work() -> None:
         nonlocal running
-        async with serving_client(url, listen) as client:
+        async with serving_client(url, listen, worker.join) as client:
             running = True
             await worker.run(client)
 
@@ -113,11 +115,12 @@ async def run_worker(worker: Worker | Workers, url: str, name: str | None, liste
 
 
 @asynccontextmanager
-async def serving_client(url: str, listen: Listen | None) -> AsyncIterator[Client]:
+async def serving_client(url: str, listen: Listen | None, join: Join) -> AsyncIterator[Client]:
     """A client for a process that runs until it is stopped; with `listen`, its metrics and probes are served there.
 
-    With probes an orchestrator looks after the process: then it waits for Redis, alive and not ready, for one that ends
-    is started again later and later. Without them a person does, who is told at once: StoreUnavailable.
+    With probes an orchestrator looks after the process: then it waits for Redis, alive and not ready, until `join` has
+    gone well, for one that ends is started again later and later. Without them a person does, who is told at once:
+    StoreUnavailable.
     """
     async with AsyncExitStack() as stack:
         if listen is None:
@@ -127,15 +130,20 @@ async def serving_client(url: str, listen: Listen | None) -> AsyncIterator[Clien
 
         meters = Meters()
         await stack.enter_async_context(watched(meters, listen))
-        yield await _reach(stack, url, meters)
+        yield await _reach(stack, url, meters, join)
 
 
-async def _reach(stack: AsyncExitStack, url: str, meters: Meters) -> Client:
+async def _reach(stack: AsyncExitStack, url: str, meters: Meters, join: Join) -> Client:
     outages = Outages()
+    client: Client | None = None
     while True:
         try:
-            client = await stack.enter_async_context(connect(url, meters=meters))
-        except StoreUnavailable as error:
+            if client is None:
+                client = await stack.enter_async_context(connect(url, meters=meters))
+            await join(client)  # nodes that answer are not enough: a cluster that lacks a master serves no key
+        except StoreError as error:
+            if not error.retryable:
+                raise
             outages.failed(WAITS, error)
             await anyio.sleep(random.uniform(0.5, 1.0) * REACH_EVERY_S)
         else:

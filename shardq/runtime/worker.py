@@ -248,6 +248,16 @@ class Worker:
         """
         await self._run(client, None)
 
+    async def join(self, client: Client) -> Queue:
+        """Declares or joins its queue and opens its group, which is how `run` begins; repeating it changes nothing.
+
+        Raises StoreError when the cluster does not answer for 10 s, and what `Client.queue` raises.
+        """
+        queue = await client.queue(self.queue, shards=self._shards)
+        check_available(queue.settings.compression)
+        await queue.open_group(self.group, self._start)
+        return queue
+
     async def _run(self, client: Client, share: Share | None) -> None:
         """With a share the handler slots are those that it has a part in, and `concurrency` is their number."""
         if self._stop is not None:
@@ -258,9 +268,7 @@ class Worker:
             raise UsageError(msg)
         self._stop = anyio.Event()
         try:
-            queue = await client.queue(self.queue, shards=self._shards)
-            check_available(queue.settings.compression)
-            await queue.open_group(self.group, self._start)
+            queue = await self.join(client)
             for schedule in self._schedules:
                 await client.put_schedule(self.queue, schedule)
             name = self.name or made_up_name()

@@ -69,6 +69,11 @@ class Workers:
         for worker in self.workers:
             worker.stop()
 
+    async def join(self, client: Client) -> None:
+        """What `Worker.join` does, for each of them."""
+        for worker in self.workers:
+            await worker.join(client)
+
     async def run(self, client: Client) -> None:
         """Handles messages until `stop()` or cancellation, as `Worker.run` does. An error of one worker ends all."""
         self._stopped = False

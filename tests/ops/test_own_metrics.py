@@ -18,6 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import shardq
+from shardq.core.slots import SLOTS
 from shardq.ops.http import serving
 from shardq.ops.local_cluster import LocalCluster, find_server
 from shardq.ops.metrics_page import page
@@ -167,15 +168,20 @@ def is_ready(base: str) -> None:
     until(lambda: get(f"{base}/readyz")[0] == 200, "it is ready")
 
 
-async def test_with_probes_a_process_waits_for_redis(start: Start, tmp_path: Path) -> None:
+@pytest.mark.parametrize("masters", [1, 3])
+async def test_with_probes_a_process_waits_for_redis(masters: int, start: Start, tmp_path: Path) -> None:
+    """Where there is one master no node answers. Where there are three the two that are left serve no key."""
     (tmp_path / "serving_app.py").write_text(
         "import shardq\nworker = shardq.Worker('q', group='g', shards=2)\n"
         "@worker.handler\nasync def handle(message): pass\n"
     )
-    with LocalCluster(1, 0, None, find_server(None)) as own:
+    # A killed server may not have written the last two seconds, else, and the queue with them.
+    with LocalCluster(masters, 0, None, find_server(None), settings={"appendfsync": "always"}) as own:
         async with shardq.connect(own.url) as client:
-            await (await client.queue("q", shards=2)).open_group("g")
-        own.processes[0].kill()
+            queue = await client.queue("q", shards=2)
+            await queue.open_group("g")
+        holder = own.processes[queue.keys.control_slot * masters // SLOTS]
+        holder.kill()
         commands = [
             start("work", "serving_app:worker", "--metrics-port", "0", "--url", own.url),
             start("coordinator", "q", "--group", "g", "--metrics-port", "0", "--url", own.url),
@@ -185,7 +191,7 @@ async def test_with_probes_a_process_waits_for_redis(start: Start, tmp_path: Pat
             waits(command)
             assert get(f"{base}/livez") == (200, "ok\n")
             assert get(f"{base}/readyz")[0] == 503
-        own.processes[0].restart()
+        holder.restart()
         for command, base in zip(commands, bases, strict=True):
             try:
                 is_ready(base)
