@@ -102,9 +102,8 @@ class Settling:
             await self.close()
             return
         if self._filler.unsettled:
-            _log.warning(
-                "producer left by an error with %d messages not known to be stored", self._unsettled_messages()
-            )
+            lost = self._unsettled_messages()
+            _log.warning("producer left by %s with %d messages not known to be stored", kind.__name__, lost)
         await self._shut()
 
     async def close(self) -> None:

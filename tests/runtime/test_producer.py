@@ -195,6 +195,19 @@ def _signal(pid: int, name: str) -> None:
     os.kill(pid, getattr(signal, f"SIG{name}"))
 
 
+async def test_a_producer_that_is_left_says_by_what(
+    cluster: LocalCluster, queue_name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=1)
+        with anyio.CancelScope() as scope:
+            async with queue.producer() as producer:
+                scope.cancel()
+                await producer.send(1, key="k")
+    assert scope.cancelled_caught
+    assert "producer left by CancelledError with 1 messages not known to be stored" in caplog.text
+
+
 async def test_cancelled_sends_leave_the_producer_whole(cluster: LocalCluster, queue_name: str) -> None:
     async with shardq.connect(cluster.url) as client:
         queue = await client.queue(queue_name, shards=6)
