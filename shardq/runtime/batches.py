@@ -64,7 +64,8 @@ class PendingBatch:
         self.bulk = False
         self.entries: tuple[str, ...] = ()
         self.error: ShardqError | None = None
-        # Where each message went, when its shard was sealed: then this batch itself has no end.
+        # Where each message went, when its shard was sealed: then this batch itself has no end. Of one that only chunks
+        # brought where they went together, not each of them.
         self.moved: list[tuple[PendingBatch, int]] | None = None
 
     def encode(self, compression: Compression | None = None) -> bytes | bytearray:
@@ -98,11 +99,18 @@ class PendingBatch:
         """What decides the shard of each message."""
         return self.keys
 
+    @property
+    def only_chunked(self) -> bool:
+        """Whether chunks brought all its messages: then nobody waits for one of them, but for all there are."""
+        return 0 < self.chunked == len(self.keys)
+
     def part(self, shard: ShardBuffer, chosen: Sequence[int]) -> PendingBatch:
         """Some of its messages, in order, as a batch of another shard: as old, and of their share of its bytes."""
         part = type(self)(shard)
         part.opened_monotonic_s, part.bulk = self.opened_monotonic_s, self.bulk
         part.size = self.size * len(chosen) // len(self.routes)
+        if self.only_chunked:
+            part.chunked = len(chosen)
         part.take(self, chosen)
         return part
 
@@ -119,6 +127,17 @@ class PendingBatch:
             if end > place:
                 self.marks.append((place, ms))
             place = end
+
+    def absorb(self, later: PendingBatch) -> None:
+        """Takes the messages of a part of its shard behind its own; whoever waits for that one follows it here."""
+        count, same = len(self.keys), self.marks[-1][1] == later.marks[0][1]
+        self.marks += [(count + index, ms) for index, ms in later.marks[same:]]
+        self.keys += later.keys
+        self.values += later.values
+        self.chunked += later.chunked
+        self.size += later.size
+        self.opened_monotonic_s = min(self.opened_monotonic_s, later.opened_monotonic_s)
+        later.move([(self, 0)])
 
     async def wait(self) -> None:
         """Until it is stored or given up."""
@@ -148,7 +167,7 @@ class PendingBatch:
         self._finish()
 
     def move(self, places: list[tuple[PendingBatch, int]]) -> None:
-        """Its messages went to other batches, each to one of these: whoever waits follows."""
+        """Its messages went to these other batches: whoever waits follows."""
         self.moved = places
         self._finish()
 

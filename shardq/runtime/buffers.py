@@ -170,6 +170,11 @@ class ShardBuffer:
         return bool(self.closed or self.open.keys or self.staged)
 
     @property
+    def messages(self) -> int:
+        """How many it holds, but for those of the call under way."""
+        return sum(len(batch.routes) for batch in (*self.closed, self.open)) + len(self.staged_keys)
+
+    @property
     def patient(self) -> bool:
         """Whether all it holds may wait for more."""
         return not self.closed and self.open.chunked == len(self.open.keys)
@@ -187,6 +192,11 @@ class ShardBuffer:
         taken = list(self.closed)
         self.closed.clear()
         return taken
+
+    @property
+    def last_closed(self) -> PendingBatch | None:
+        """The closed batch that nothing is behind."""
+        return self.closed[-1] if self.closed and not (self.open.keys or self.staged) else None
 
     def put_behind(self, batch: PendingBatch) -> None:
         """A batch of messages that came from another shard, behind all there are."""

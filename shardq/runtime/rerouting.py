@@ -3,7 +3,8 @@
 A range of keys leaves the old shard's buffer only when that shard has refused a batch: until then what was sent before
 may still be stored there, and what comes after must not overtake it. Until the newer table is published, messages of
 the range gather in the old buffer. Then, in one go, everything in it moves to the buffers of the newest table's shards,
-and the range is theirs. Other shards of the same reshard keep their buffers until they refuse.
+and the range is theirs; shards that hold much go one after another, each in one go. Other shards of the same reshard
+keep their buffers until they refuse.
 
 A producer only waits for a plan that somebody else carries out: it has no right to more than its own shards.
 
@@ -15,11 +16,12 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import monotonic
 from typing import Any, Protocol
 
 import anyio
+import anyio.lowlevel
 
 from shardq.core.backoff import backoff_s
 from shardq.core.routing import RoutingTable
@@ -27,6 +29,8 @@ from shardq.core.slots import HASH_SPACE
 from shardq.errors import ShardqError, StoreError, StoreUnavailable
 from shardq.runtime.batches import PendingBatch
 from shardq.runtime.buffers import Owner, ShardBuffer
+from shardq.runtime.filling import Limits
+from shardq.runtime.holding import LONGEST_S
 from shardq.runtime.routes import Segment
 from shardq.runtime.staging import Filler
 from shardq.storage.keys import Keys
@@ -34,6 +38,8 @@ from shardq.storage.keys import Keys
 # Between the seal and the table a reshard makes a few round trips.
 PAUSE_FIRST_S = 0.002
 PAUSE_LAST_S = 0.2
+# About 10 ms. One shard may have more; but not all of many shards, one after another, before anything else is done.
+HANDED_OVER_AT_ONCE = 20_000
 
 
 class Source(Protocol):
@@ -75,12 +81,12 @@ class Rerouting:
 
     async def _run(self) -> None:
         tries = 0
-        self._reroute()
+        await self._reroute()
         while self._waiting:
             trouble: ShardqError | None = StoreUnavailable("its routing table was not read")
             with anyio.move_on_after(max(self._left_s(), 0)):
                 trouble = await self._read()
-            self._reroute()
+            await self._reroute()
             for shard, error in list(self._waiting.items()):
                 self._settle(shard, error, trouble)
             if self._waiting:
@@ -119,13 +125,27 @@ class Rerouting:
 
     # -- once the newer table is known -----------------------------------------------------------------------
 
-    def _reroute(self) -> None:
+    async def _reroute(self) -> None:
         """Hands over the ranges and the messages of every shard that has refused and is not active any more."""
         if self._source.table.version > self._table.version:
             self._table = self._source.table
-        gone = [shard for shard, error in self._waiting.items() if self._was_replaced(shard, error)]
-        if not gone:
-            return
+        while gone := self._gone():
+            self._hand_over(gone)
+            await anyio.lowlevel.checkpoint()  # what the heirs have goes out, and the program does other things
+
+    def _gone(self) -> list[ShardBuffer]:
+        """The next ones, of no more messages together than are handed over at once, but one at least."""
+        found: list[ShardBuffer] = []
+        messages = 0
+        for shard, error in self._waiting.items():
+            if self._was_replaced(shard, error):
+                messages += shard.messages
+                if found and messages > HANDED_OVER_AT_ONCE:
+                    break
+                found.append(shard)
+        return found
+
+    def _hand_over(self, gone: Sequence[ShardBuffer]) -> None:
         heirs: dict[ShardBuffer, dict[ShardBuffer, None]] = {shard: {} for shard in gone}
         self._filler.route(list(self._segments(heirs)))
         most = self._source.most_in_batch(self._most_messages)
@@ -169,30 +189,64 @@ class Rerouting:
         for batch in shard.take_all():
             # Without a key any heir will do. None but an heir: a job's record is in the home that its id names.
             keyless = next(turns)
-            parts = split_batch(batch, filler.shards_of(batch.routes, keyless), filler.limits.batch_messages)
+            most = filler.limits.batch_messages
+            rooms = {heir: _room(heir, most) for heir in heirs} if batch.only_chunked else {}
+            parts = split_batch(batch, filler.shards_of(batch.routes, keyless), most, rooms)
             filler.left(batch)
             for part in parts:
-                filler.came(part)
-                part.shard.put_behind(part)
+                self._put_behind(part)
         for heir in heirs:
             if heir.holds:
                 self._owner.restart(heir)
 
+    def _put_behind(self, part: PendingBatch) -> None:
+        """A part of a batch is less than a batch: one that may goes with the part before it, or each would be a call
+        of its own."""
+        filler, last = self._filler, part.shard.last_closed
+        if last is None or not _joins(part, last, filler.limits):
+            part.shard.put_behind(part)
+            filler.came(part)
+            return
+        filler.left(last)
+        last.absorb(part)
+        filler.came(last)
 
-def split_batch(batch: PendingBatch, shards: Sequence[ShardBuffer], most: int) -> list[PendingBatch]:
-    """Makes one batch into others, of at most so many messages: `shards` says where each message goes. Whoever waits
-    for one follows it."""
+
+def _room(heir: ShardBuffer, most: int) -> int:
+    """How many messages the last batch may take still; of a new one where that is none."""
+    last = heir.last_closed
+    return max(most - len(last.keys), 0) or most if last is not None and last.only_chunked else most
+
+
+def _joins(part: PendingBatch, last: PendingBatch, limits: Limits) -> bool:
+    """Only what chunks brought, and what is about as old: together they are given up when the older one has to be."""
+    return (
+        part.only_chunked
+        and last.only_chunked
+        and len(last.keys) + len(part.keys) <= limits.batch_messages
+        and last.size + part.size <= limits.batch_bytes
+        and abs(part.opened_monotonic_s - last.opened_monotonic_s) <= LONGEST_S
+    )
+
+
+def split_batch(
+    batch: PendingBatch, shards: Sequence[ShardBuffer], most: int, rooms: Mapping[ShardBuffer, int] | None = None
+) -> list[PendingBatch]:
+    """Makes one batch into others, of at most so many messages, the first one of a shard of no more than it has room
+    for: `shards` says where each message goes. Whoever waits for one follows it."""
     chosen: dict[ShardBuffer, list[int]] = {}
     for index, shard in enumerate(shards):
         chosen.setdefault(shard, []).append(index)
     places: list[Any] = [None] * len(shards)
     parts = []
     for shard, indexes in chosen.items():
-        for first in range(0, len(indexes), most):
-            taken = indexes[first : first + most]
+        room = rooms.get(shard, most) if rooms else most
+        for first in (0, *range(room, len(indexes), most)):
+            taken = indexes[first : first + most] if first else indexes[:room]
             part = batch.part(shard, taken)
-            for place, index in enumerate(taken):
-                places[index] = part, place
             parts.append(part)
-    batch.move(places)
+            if not batch.only_chunked:
+                for place, index in enumerate(taken):
+                    places[index] = part, place
+    batch.move([(part, 0) for part in parts] if batch.only_chunked else places)
     return parts

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from math import gcd
 from typing import NamedTuple
 
+import mmh3
+
 from shardq.core.hashing import key_hash
 from shardq.core.ranges import Ranges
 from shardq.core.records import Key
@@ -50,9 +52,12 @@ class Routes:
         return self._buffers[self._ranges.index_for(key_hash(key))]
 
     def shards_of(self, keys: Sequence[Key], keyless: ShardBuffer) -> list[ShardBuffer]:
-        """Of many keys that were taken before."""
-        buffers, index_for = self._buffers, self._ranges.index_for
-        return [keyless if key is None else buffers[index_for(key_hash(key))] for key in keys]
+        """Of many keys that were taken before: a str among them can be encoded. core/hashing.py is written out."""
+        buffers, index_for, hash_of = self._buffers, self._ranges.index_for, mmh3.mmh3_32_uintdigest
+        return [
+            keyless if key is None else buffers[index_for(hash_of(key.encode() if isinstance(key, str) else key))]
+            for key in keys
+        ]
 
     def _sticky_shard(self) -> ShardBuffer:
         """Messages without a key fill one batch, then the next shard's."""

@@ -3,6 +3,7 @@ new ones, and every id that a send returned is true."""
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -24,7 +25,9 @@ from shardq.core.reshard import Reshard
 from shardq.core.routing import RoutingTable
 from shardq.errors import NotStored, StoreUnavailable, UnknownQueue
 from shardq.ops.local_cluster import LocalCluster
+from shardq.runtime import rerouting
 from shardq.runtime import reshard as resharding
+from shardq.runtime.rerouting import Rerouting
 from shardq.storage.commands import pack_command
 from tests.runtime.harness import GROUP, Traffic, drained, running, stored, until
 from tests.runtime.proxy import proxied
@@ -154,6 +157,43 @@ async def batches(queue: shardq.Queue) -> list[list[Any]]:
         for keys in queue.shards.values()
         for _, fields in await queue.client.pipes.command(keys.slot, pack_command("XRANGE", keys.stream, "-", "+"))
     ]
+
+
+@pytest.mark.parametrize("at_once", [1, 10**9])
+async def test_what_waited_for_a_split_goes_in_full_batches(
+    client: shardq.Client, other: shardq.Client, queue_name: str, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(rerouting, "HANDED_OVER_AT_ONCE", at_once)
+    queue = await client.queue(queue_name, shards=2)
+    changing = await other.queue(queue_name)
+    count, turns, moves = 20_000, 0, []
+    move = Rerouting._move
+
+    def noted(self: Rerouting, *arguments: Any) -> None:
+        moves.append(turns)
+        move(self, *arguments)
+
+    async def turn() -> None:
+        nonlocal turns
+        while len(moves) < 2:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(Rerouting, "_move", noted)
+    async with queue.producer() as producer, anyio.create_task_group() as tasks:
+        await half_way(changing, reshards.split_all)
+        tasks.start_soon(producer.send_many, [(f"key-{number % 500}", number) for number in range(count)])
+        await until(lambda: waiting(producer) == 2, 10, "both shards to refuse")
+        await until(lambda: producer._filler.put_messages == count, 10, "all to be taken")
+        tasks.start_soon(turn)
+        assert await resharding.carry_on(other.pipes, queue.keys)
+    found = await batches(queue)
+    by_key: dict[int, list[int]] = {}
+    for number in itertools.chain.from_iterable(found):
+        by_key.setdefault(number % 500, []).append(number)
+    assert by_key == {key: list(range(key, count, 500)) for key in range(500)}
+    assert len(found) <= count // 1000 + 2 * 4, "each batch was split, and its parts were sent by themselves"
+    assert len(set(moves)) == (2 if at_once == 1 else 1), "much goes over in several turns, little in one"
 
 
 async def test_a_producer_that_was_idle_finds_the_shards_of_the_second_reshard_after(

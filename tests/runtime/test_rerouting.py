@@ -12,7 +12,9 @@ from shardq.core import records
 from shardq.errors import StoreTimeout
 from shardq.runtime.batches import ConditionalBatch, PendingBatch, all_ended
 from shardq.runtime.buffers import Owner, ShardBuffer
-from shardq.runtime.rerouting import split_batch
+from shardq.runtime.filling import Limits
+from shardq.runtime.rerouting import Rerouting, split_batch
+from shardq.runtime.staging import Filler
 from shardq.storage.appends import Item
 from shardq.storage.keys import ShardKeys
 
@@ -74,6 +76,83 @@ def test_messages_with_conditions_keep_them(shards: list[int], most: int) -> Non
         assert (part.items[place], part.routes[place], part.shard.id) == (item, key, to)
     assert sum(part.count for part in parts) == len(items)
     assert all(len(cast("ConditionalBatch", part).items) == part.count <= most for part in parts)
+
+
+class Moving:
+    """A producer's part in a move: the batches that it counts, by their bytes."""
+
+    def __init__(self, most: int, table: dict[str, ShardBuffer]) -> None:
+        self.limits, self.table = Limits(most, 10**6, 10**6), table
+        self.unsettled: dict[PendingBatch, int] = {}
+
+    def shards_of(self, keys: list[str], _keyless: ShardBuffer) -> list[ShardBuffer]:
+        return [self.table[key] for key in keys]
+
+    def left(self, batch: PendingBatch) -> None:
+        assert self.unsettled.pop(batch) == batch.size
+
+    def came(self, batch: PendingBatch) -> None:
+        self.unsettled[batch] = batch.size
+
+    def restart(self, _shard: ShardBuffer) -> None:
+        pass
+
+
+def moved(batches: list[PendingBatch], most: int, table: dict[str, ShardBuffer]) -> tuple[Moving, list[ShardBuffer]]:
+    """Moves what a sealed shard holds to those that `table` names for each key."""
+    old, heirs = ShardBuffer(cast("Owner", None), 0, 9, KEYS), list(dict.fromkeys(table.values()))
+    filler = Moving(most, table)
+    for batch in batches:
+        filler.came(batch)
+        old.closed.append(batch)
+    rerouting = Rerouting.__new__(Rerouting)
+    rerouting._filler, rerouting._owner = cast("Filler", filler), cast("Owner", filler)
+    rerouting._move(old, heirs)
+    return filler, heirs
+
+
+@given(st.lists(MESSAGES, min_size=1, max_size=6), st.integers(1, 12), st.sets(st.integers(0, 5)))
+def test_what_chunks_brought_fills_batches_again(
+    given_batches: list[list[tuple[int, bool, int]]], most: int, held: set[int]
+) -> None:
+    """Split, each batch would be as many calls as it has heirs. Whoever may wait for one message keeps its batch."""
+    batches: list[PendingBatch] = []
+    sent: list[tuple[Any, ...]] = []
+    table: dict[str, ShardBuffer] = {}
+    shards = [ShardBuffer(cast("Owner", None), index, index, KEYS) for index in range(4)]
+    for number, messages in enumerate(given_batches):
+        batch, ones = batch_of([(later, headed and number in held, to) for later, headed, to in messages])
+        batch.chunked = 0 if number in held else len(messages)
+        names = [f"{number}-{place}" for place in range(len(messages))]
+        batch.keys = [*names]
+        sent += [(ms, name, value, headers) for name, (ms, _, value, headers) in zip(names, ones, strict=True)]
+        table |= {name: shards[to] for name, (_, _, to) in zip(names, messages, strict=True)}
+        batches.append(batch)
+
+    filler, heirs = moved(batches, most, table)
+
+    for heir in heirs:
+        wanted = [one for one in sent if table[one[1]] is heir]
+        if not held:
+            assert len(heir.closed) == -(-len(wanted) // most), "no more batches than it takes"
+        assert all(len(batch.keys) <= most for batch in heir.closed)
+        assert [one for batch in heir.closed for one in read(batch)] == wanted
+    assert set(filler.unsettled) == {batch for heir in heirs for batch in heir.closed}
+    assert all(size == batch.size for batch, size in filler.unsettled.items())
+    last = {batch for heir in heirs for batch in heir.closed}
+    for batch in last:
+        batch.end(None, ("1-0",))
+    assert set(anyio.run(all_ended, batches)) == last, "whoever waits for the send waits for where it went"
+
+
+def test_what_is_much_older_is_not_given_up_with_what_came_later() -> None:
+    old, new = batch_of([(0, False, 1)])[0], batch_of([(0, False, 1)])[0]
+    old.chunked = new.chunked = 1
+    new.opened_monotonic_s = old.opened_monotonic_s + 10
+
+    _, (heir,) = moved([old, new], 10, {"k0": SHARDS[1]})
+
+    assert [batch.opened_monotonic_s for batch in heir.closed] == [7.0, 17.0]
 
 
 def test_who_waits_follows_a_message_over_several_moves() -> None:
