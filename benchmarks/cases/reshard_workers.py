@@ -2,90 +2,53 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 from time import monotonic_ns
 
 import anyio
+from redis.asyncio.cluster import RedisCluster
 
 import shardq
 from benchmarks import harness
 from benchmarks.cases.latency import summary
+from benchmarks.flow import Flow, Setting, Stretch, crew, flowing
 from benchmarks.harness import Goal, Options, Result, Say
-from benchmarks.programs.handled import Handled, read_notes, value_of
+from benchmarks.programs.handled import Handled
 from benchmarks.programs.process import running
 
 WORKERS, SHARDS, PER_S = 2, 4, 1000
 BOUND_MS = 200.0
 CHANGES = 3  # splits, and as many merges, in a round
-BULK_SHARDS, MAX_BACKLOG, CHUNK = 2, 20_000, 2000
-WINDOW_S, WITHIN_S, POLL_S = 2.0, 60.0, 0.05
+BULK_SHARDS, MAX_BACKLOG = 2, 20_000
+BUFFERED_BYTES = 32 * 1024 * 1024  # what a producer holds unless it is told otherwise
+CPU_BOUND = 1.1
+WINDOW_S, SETTLES = 2.0, 3
 QUEUE, GROUP = "reshard-workers", "bench"
 EVER = 10**9
-SIDES = ("before", "during", "after")
-
-
-@dataclass(frozen=True, slots=True)
-class Crew:
-    """The worker processes' notes."""
-
-    notes: Sequence[Path]
-
-    def handled(self, since_ns: int = 0) -> list[Handled]:
-        """In the order of the handlers' starts."""
-        rows = [one for path in self.notes for one in read_notes(path) if one.started_ns >= since_ns]
-        return sorted(rows, key=lambda one: one.started_ns)
-
-    async def until_handled(self, shards: Collection[int], since_ns: int) -> list[Handled]:
-        """What was handled since then, once there is something of each of these shards."""
-        with anyio.fail_after(WITHIN_S):
-            while True:
-                rows = self.handled(since_ns)
-                if set(shards) <= {one.shard for one in rows}:
-                    return rows
-                await anyio.sleep(POLL_S)
-
-    async def until_all(self, count: int) -> list[Handled]:
-        """All that was handled, once it is so many messages."""
-        with anyio.fail_after(WITHIN_S):
-            while True:
-                rows = self.handled()
-                if len(rows) >= count:
-                    return rows
-                await anyio.sleep(POLL_S)
-
-
-@asynccontextmanager
-async def crew(url: str, queue: str) -> AsyncIterator[Crew]:
-    with tempfile.TemporaryDirectory() as folder:
-        async with AsyncExitStack() as stack:
-            notes = [Path(folder) / str(number) for number in range(WORKERS)]
-            for path in notes:
-                await stack.enter_async_context(running("worker", url, queue, GROUP, path))
-            yield Crew(notes)
+NEW = "a new queue"
+SIDES = ("before", "during", "after", NEW)
 
 
 async def measure(options: Options, say: Say) -> Result:
     waits: list[list[float]] = []
-    rates: list[tuple[float, float, float]] = []
+    rounds: list[dict[str, Stretch]] = []
     with harness.cluster(options) as servers:
-        async with shardq.connect(servers.url) as client:
+        async with RedisCluster.from_url(servers.url) as redis, shardq.connect(servers.url) as client:
             for number in range(options.rounds):
                 queue = await client.queue(f"{QUEUE}-{number}", shards=SHARDS)
                 waits.append(await changed(queue, servers.url, options.count(CHANGES)))
                 say(f"  round {number + 1}: the longest wait for a new shard {max(waits[-1]):.1f} ms")
+            window_s = max(0.2, WINDOW_S * options.scale)
+            setting = Setting(servers.url, GROUP, WORKERS, options.count(BUFFERED_BYTES), SETTLES * window_s)
             for number in range(options.rounds + 1):  # the first one warms up
-                queue = await client.queue(f"{QUEUE}-bulk-{number}", shards=BULK_SHARDS, max_backlog=MAX_BACKLOG)
-                three = await split_under_load(queue, servers.url, max(0.2, WINDOW_S * options.scale))
-                say(f"  round {number or 'for warming up'}: {', '.join(f'{rate:,.0f}' for rate in three)} messages/s")
-                rates += [three] if number else []
-                await queue.delete(force=True)
-    return result(waits, rates, options)
+                found = await one_round(redis, client, setting, number, window_s)
+                said = ", ".join(f"{side} {found[side].rate:,.0f}" for side in SIDES)
+                say(f"  round {number or 'for warming up'}: {said} messages/s")
+                rounds += [found] if number else []
+    return result(waits, rounds, options)
 
 
 # -- how long a new shard waits ------------------------------------------------------------------------------
@@ -95,7 +58,10 @@ async def changed(queue: shardq.Queue, url: str, count: int) -> list[float]:
     """Splits every shard and merges them again, so many times; of each new shard how long it waited, ms. Raises
     AssertionError unless every message was handled once."""
     found: list[float] = []
-    async with crew(url, queue.name) as workers, running("sender", "shardq", url, queue.name, SHARDS) as sender:
+    async with (
+        crew(url, queue.name, GROUP, WORKERS) as workers,
+        running("sender", "shardq", url, queue.name, SHARDS) as sender,
+    ):
         await sender.tell(f"load {PER_S} {EVER}")
         for _ in range(count):
             for shards in (2 * SHARDS, SHARDS):
@@ -126,56 +92,68 @@ def waited(queue: shardq.Queue, opened: Sequence[int], rows: Sequence[Handled]) 
     return found
 
 
-# -- how much is handled -------------------------------------------------------------------------------------
+# -- how much is handled, and what that costs -----------------------------------------------------------------
 
 
-async def split_under_load(queue: shardq.Queue, url: str, window_s: float) -> tuple[float, float, float]:
-    """Messages a second in a while before a split of every shard, from its beginning until something of every new
-    shard was handled, and in a while after that. A producer sends as fast as the bound on the backlog lets it."""
-    async with crew(url, queue.name) as workers, anyio.create_task_group() as tasks:
-        tasks.start_soon(keep_sending, queue)
-        await workers.until_handled([shard.id for shard in queue.table.shards], 0)
-        before_ns = monotonic_ns()
-        await anyio.sleep(window_s)
-        split_ns = monotonic_ns()
-        opened = await queue.split_all()
-        rows = await workers.until_handled(opened, split_ns)
-        through_ns = max(min(one.started_ns for one in rows if one.shard == child) for child in opened)
-        await anyio.sleep(max(0.0, window_s - (monotonic_ns() - through_ns) / 1e9))
-        rows = workers.handled(before_ns)
-        tasks.cancel_scope.cancel()
-    ends = before_ns, split_ns, through_ns, through_ns + int(window_s * 1e9)
-    before, during, after = (
-        sum(begin <= one.started_ns < end for one in rows) * 1e9 / (end - begin) for begin, end in pairwise(ends)
-    )
+async def split_under_load(flow: Flow, queue: shardq.Queue, window_s: float) -> tuple[Stretch, Stretch, Stretch]:
+    """A while before a split of every shard, from its beginning until something of every new shard was handled, and a
+    while after that."""
+    marks = [await flow.mark()]
+    await anyio.sleep(window_s)
+    marks.append(await flow.mark())
+    rows = flow.workers.rows()
+    await flow.workers.until_seen(await queue.split_all(), rows)
+    marks.append(await flow.mark())
+    await anyio.sleep(window_s)
+    marks.append(await flow.mark())
+    before, during, after = itertools.starmap(Stretch.between, pairwise(marks))
     return before, during, after
 
 
-async def keep_sending(queue: shardq.Queue) -> None:
-    number = 0
-    async with queue.producer() as producer:
-        while True:
-            now_ns = monotonic_ns()
-            values = ((f"key-{number % 1000}", value_of(number, now_ns)) for number in range(number, number + CHUNK))
-            number += await producer.send_many(values)
+async def steady(flow: Flow, window_s: float) -> Stretch:
+    first = await flow.mark()
+    await anyio.sleep(window_s)
+    return Stretch.between(first, await flow.mark())
+
+
+async def one_round(
+    redis: RedisCluster, client: shardq.Client, setting: Setting, number: int, window_s: float
+) -> dict[str, Stretch]:
+    """Of each side; the queue that has all its shards from the start is first in every other round."""
+    found: dict[str, Stretch] = {}
+    for shards in (BULK_SHARDS, 2 * BULK_SHARDS) if number % 2 else (2 * BULK_SHARDS, BULK_SHARDS):
+        queue = await client.queue(f"{QUEUE}-bulk-{number}-{shards}", shards=shards, max_backlog=MAX_BACKLOG)
+        async with flowing(redis, queue, setting) as flow:
+            if shards == BULK_SHARDS:
+                found |= zip(SIDES, await split_under_load(flow, queue, window_s), strict=False)
+            else:
+                found[NEW] = await steady(flow, window_s)
+            await flow.end()
+        await queue.delete(force=True)
+    return found
 
 
 # -- the result ----------------------------------------------------------------------------------------------
 
 
-def result(waits: Sequence[Sequence[float]], rates: Sequence[tuple[float, float, float]], options: Options) -> Result:
+def result(waits: Sequence[Sequence[float]], rounds: Sequence[dict[str, Stretch]], options: Options) -> Result:
     found = summary(sorted(one for ones in waits for one in ones))
-    samples = {side: [three[place] for three in rates] for place, side in enumerate(SIDES)}
+    of_side = {side: [each[side] for each in rounds] for side in SIDES}
     return Result(
         title="Workers while the number of shards changes",
         unit="messages/s",
-        samples=samples,
+        samples={side: [one.rate for one in ones] for side, ones in of_side.items()},
         commands={
-            "before": f"{WORKERS} workers behind send_many, which waits at {MAX_BACKLOG:,} messages of backlog",
+            "before": f"{WORKERS} workers, @worker.handler, behind one send_many without end in another process, which "
+            f"waits at {MAX_BACKLOG:,} messages of backlog",
             "during": "the same, from the call of queue.split_all() until something of every new shard was handled",
             "after": "the same, after that",
+            NEW: f"the same with a queue that was declared with {2 * BULK_SHARDS} shards",
         },
-        goals=[Goal("p99 of the waits for a new shard, ms", found["p99"], "<=", BOUND_MS)],
+        goals=[
+            Goal("p99 of the waits for a new shard, ms", found["p99"], "<=", BOUND_MS),
+            Goal("CPU of a message after a split", beside(rounds, lambda one: one.cpu_us), "<=", CPU_BOUND, NEW),
+        ],
         sizes={"shards split under load": BULK_SHARDS, "shards": SHARDS, "new shards waited for": sum(map(len, waits))},
         notes=[
             f"The waits were measured at {PER_S:,} messages/s, with every shard split, and merged again: from the "
@@ -183,9 +161,31 @@ def result(waits: Sequence[Sequence[float]], rates: Sequence[tuple[float, float,
             "is later, until the start of the first message of the new one. Every message was handled once.",
             "New shards lie where the old ones do: more workers can share the work, Redis does the same as before. The "
             "figures show what a split costs, not what it is for.",
+            f"What a queue does after a split is to be compared with one that had so many shards from the start "
+            f"({NEW}): with more shards there are more calls, each with fewer messages. The handlers note every "
+            "message in a file; of those, too, each was handled once.",
         ],
         figures={
             "wait for a new shard, ms": found,
-            "handled after a split, beside before": round(median(samples["after"]) / median(samples["before"]), 2),
+            "from the split until all new shards were begun, ms": round(
+                median(one.seconds for one in of_side["during"]) * 1000
+            ),
+            f"handled after a split, beside {NEW}": round(beside(rounds, lambda one: one.rate), 2),
+            "of a message": {side: costs(ones) for side, ones in of_side.items()},
         },
     )
+
+
+def beside(rounds: Sequence[dict[str, Stretch]], figure: Callable[[Stretch], float]) -> float:
+    """After a split, over that of the queue that had its shards from the start: the median of the rounds."""
+    return median(figure(one["after"]) / figure(one[NEW]) for one in rounds)
+
+
+def costs(ones: Sequence[Stretch]) -> dict[str, float]:
+    """Medians of the rounds."""
+    return {
+        "CPU us of clients": round(median(one.clients_us for one in ones), 2),
+        "CPU us of servers": round(median(one.servers_us for one in ones), 2),
+        "calls for 1,000": round(median(one.calls for one in ones), 2),
+        "in a batch": round(median(one.batch for one in ones)),
+    }

@@ -13,6 +13,7 @@ from typing import NamedTuple
 VALUE_BYTES = 100
 _VALUE = struct.Struct("<QQ")
 _ROW = struct.Struct("<QQQQ")
+ROW_BYTES = _ROW.size
 
 
 class Handled(NamedTuple):
@@ -47,3 +48,13 @@ def read_notes(path: Path) -> list[Handled]:
     """In the order of the handlers' starts; none where the file is not there yet. A row being written is left out."""
     data = path.read_bytes() if path.exists() else b""
     return [Handled(*row) for row in _ROW.iter_unpack(data[: len(data) // _ROW.size * _ROW.size])]
+
+
+def read_column(path: Path, column: int, since: int = 0) -> list[int]:
+    """One field of each row from the `since`th on, without making a Handled of each: millions are read in a moment."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        file.seek(since * ROW_BYTES)
+        data = file.read()
+    return memoryview(data[: len(data) // ROW_BYTES * ROW_BYTES]).cast("Q")[column :: len(Handled._fields)].tolist()

@@ -3,14 +3,18 @@ count honestly."""
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+import anyio
 import pytest
+from redis.asyncio.cluster import RedisCluster
 
 import shardq
+from benchmarks import flow
 from benchmarks.cases import assignment, bytes, idle, latency, reshard, reshard_workers, takeover
 from benchmarks.harness import Options, Result
 from benchmarks.programs.handled import VALUE_BYTES, Handled, Notes, read_notes, value_of
@@ -108,7 +112,7 @@ class _Sent:
     async def tell(self, _line: str) -> None:
         pass
 
-    async def hear(self, _within_s: float) -> str:
+    async def hear(self, _within_s: float = 0) -> str:
         return "sent 2"
 
 
@@ -190,12 +194,50 @@ async def test_reshard_workers_waits_for_every_new_shard_and_counts_all_the_whil
     server_binary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reshard_workers, "WORKERS", 1)
+    monkeypatch.setattr(reshard_workers, "BUFFERED_BYTES", 2_000_000)
     result = await reshard_workers.measure(Options(str(server_binary), rounds=1, scale=0.2), say)
 
     check(result, 1)
-    assert set(result.samples) == {"before", "during", "after"}
+    assert set(result.samples) == {"before", "during", "after", reshard_workers.NEW}
+    costs = result.figures["of a message"]
+    assert costs.keys() == result.samples.keys()
+    assert all(costs[side][what] > 0 for side in ("before", "after", reshard_workers.NEW) for what in costs[side])
     assert result.sizes["new shards waited for"] == 8 + 4
     assert result.figures["wait for a new shard, ms"]["p50"] > 0
+
+
+async def test_a_flow_sees_what_each_shard_begins_from_some_row_on(tmp_path: Path) -> None:
+    notes = Notes(tmp_path / "notes")
+    crew = flow.Crew([tmp_path / "notes", tmp_path / "none"])
+    notes.add(1, value_of(0, 0))
+    since = crew.rows()
+    with pytest.raises(TimeoutError), anyio.fail_after(0.1):
+        await crew.until_seen([1], since)
+    notes.add(1, value_of(1, 0))
+    notes.add(2, value_of(2, 0))
+
+    await crew.until_seen([1, 2], since)
+
+    assert (crew.count(), sorted(crew.numbers())) == (3, [0, 1, 2])
+
+
+async def test_a_flow_in_which_a_message_is_handled_twice_does_not_end(tmp_path: Path) -> None:
+    twice = _Twice(tmp_path / "notes")
+    flowing = flow.Flow(cast("RedisCluster", None), flow.Crew([tmp_path / "notes"]), cast("Program", twice))
+
+    with pytest.raises(AssertionError, match="handled once"):
+        await flowing.end()
+
+
+def test_a_stretch_is_what_came_between_two_marks() -> None:
+    first = flow.Mark(at_s=10.0, handled=100, clients_s=1.0, servers_s=2.0, calls=50, batches=5)
+    last = flow.Mark(at_s=12.0, handled=2100, clients_s=1.01, servers_s=2.004, calls=60, batches=9)
+
+    found = flow.Stretch.between(first, last)
+
+    assert (found.seconds, found.rate, found.calls, found.batch) == (2.0, 1000.0, 5.0, 500.0)
+    assert found.cpu_us == pytest.approx(7.0)
+    assert flow.Stretch.between(first, dataclasses.replace(first, at_s=11.0)).rate == 0
 
 
 def test_reshard_workers_waits_from_the_end_of_every_old_shard() -> None:
