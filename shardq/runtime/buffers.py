@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from shardq.core.backoff import backoff_s
 from shardq.core.compression import Compression
 from shardq.core.records import Key
-from shardq.errors import QueueFull, ShardqError, StoreRefused, UnknownQueue
+from shardq.errors import QueueFull, ShardqError, StoreRefused, StoreUnavailable, UnknownQueue
 from shardq.runtime.batches import ConditionalBatch, PendingBatch
 from shardq.storage import appends, calls
 from shardq.storage.commands import Confirm, Packed
@@ -212,12 +212,19 @@ class ShardBuffer:
             self.full_tries += 1
             self.producer.pipes.submit_after(self, pause)
             return
-        msg = f"{self.keys.stream} is full: its slowest group is max_backlog messages behind; add workers, or raise it"
-        self._end(QueueFull(msg), ())
+        self._end(self._full(), ())
+
+    def _full(self) -> QueueFull:
+        what = "its slowest group is max_backlog messages behind; add workers, or raise it"
+        return QueueFull(f"{self.keys.stream} is full: {what}")
 
     def fail(self, error: ShardqError) -> None:
         if self.current is None:  # given up before it was ever written: no master owned the slot
             self.pack()
+        if self.full_tries and isinstance(error, StoreUnavailable):
+            full = self._full()  # why it waited until now; that the last try was not sent any more says less
+            full.__cause__ = error
+            error = full
         self._end(error, ())
 
     def _end(self, error: ShardqError | None, entries: tuple[str, ...]) -> None:

@@ -9,6 +9,8 @@ import pytest
 import shardq
 from shardq.ops.local_cluster import LocalCluster
 from shardq.storage.commands import pack_command
+from shardq.storage.pipes import Pipes
+from shardq.storage.requests import Request
 from tests.runtime.harness import GROUP, check_equation, drained, running, until
 
 pytestmark = pytest.mark.anyio
@@ -78,6 +80,25 @@ async def test_a_blocked_send_gives_up_at_its_delivery_timeout(cluster: LocalClu
             await producer.send(0, key="k")
             with pytest.raises(shardq.QueueFull):
                 await producer.send(1, key="k")
+        assert await stored(queue) == 1
+
+
+async def test_a_blocked_send_says_so_though_its_last_try_came_too_late(
+    cluster: LocalCluster, queue_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_time = Pipes._submit_after
+
+    async def too_late(pipes: Pipes, request: Request, pause_s: float) -> None:
+        await in_time(pipes, request, pause_s + 0.5)
+
+    monkeypatch.setattr(Pipes, "_submit_after", too_late)
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=1, max_backlog=1)
+        async with queue.producer(delivery_timeout=0.5) as producer:
+            await producer.send(0, key="k")
+            with pytest.raises(shardq.QueueFull) as raised:
+                await producer.send(1, key="k")
+            assert isinstance(raised.value.__cause__, shardq.StoreUnavailable)
         assert await stored(queue) == 1
 
 
