@@ -5,6 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements-dev.txt
 
+# Some machines say that Python keeps no bytecode. The tests start Python again and again, and each would compile all of
+# shardq: an eighth of the CPU where they start many.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench soak clean
 
@@ -49,6 +53,7 @@ $(VENV)/.bench: $(VENV)/.python pyproject.toml requirements-dev.txt
 	$(PIP_INSTALL) --editable '.[local,bench]'
 	@touch $@
 
+# All of .local too: a `make demo` beside the tests must not install shardq anew under them.
 $(VENV)/.dev: $(VENV)/.python pyproject.toml requirements-dev.txt
 	$(PIP_INSTALL) --editable '.[local,dev]'
-	@touch $@
+	@touch $(VENV)/.local $@
