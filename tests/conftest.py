@@ -6,6 +6,7 @@ with `server_binary`. With CI=true a missing server kind fails instead of being 
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shutil
@@ -67,6 +68,39 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("server_kind", kinds, indirect=True, scope="session")
 
 
+# Folders by their longest file, the longest first; what is not named comes last.
+_LONGEST = (
+    *(
+        "cli",
+        "benchmarks",
+        "readme",
+        "faults",
+        "ops",
+        "console",
+        "runtime",
+        "deploy",
+        "examples",
+        "security",
+        "grafana",
+    ),
+    *("fuzz", "model", "testing", "storage", "otel"),
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files come first: with --no-loadscope-reorder processes take them in this order, so that at the end each has
+    something short left, and none works on alone."""
+    places = {folder: place for place, folder in enumerate(_LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.parent.name, len(places)))
+
+
+def pytest_collection_finish() -> None:
+    """What was collected stays to the end: the garbage collector need not look through all of it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def server_kind(request: pytest.FixtureRequest) -> str:
     """The kind this test runs against: "redis7", "redis8" or "valkey9"; every test that asks runs once for each."""
@@ -86,30 +120,31 @@ def server_binary(server_kind: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared_clusters() -> Iterator[Callable[[Path, int], LocalCluster]]:
-    """Starts a cluster of three masters with so many replicas each, once for each server and shape."""
-    started: dict[tuple[Path, int], LocalCluster] = {}
+def shared_clusters() -> Iterator[Callable[[Path], LocalCluster]]:
+    """Starts a cluster of three masters without replicas, once for each server."""
+    started: dict[Path, LocalCluster] = {}
     with ExitStack() as stack:
 
-        def get(server: Path, replicas: int) -> LocalCluster:
-            if (server, replicas) not in started:
-                cluster = LocalCluster(masters=3, replicas=replicas, port=None, server=server)
-                started[server, replicas] = stack.enter_context(cluster)
-            return started[server, replicas]
+        def get(server: Path) -> LocalCluster:
+            if server not in started:
+                started[server] = stack.enter_context(LocalCluster(masters=3, port=None, server=server))
+            return started[server]
 
         yield get
 
 
 @pytest.fixture(scope="session")
-def cluster(shared_clusters: Callable[[Path, int], LocalCluster], server_binary: Path) -> LocalCluster:
+def cluster(shared_clusters: Callable[[Path], LocalCluster], server_binary: Path) -> LocalCluster:
     """Three masters without replicas, shared by all tests of this server kind: use names of your own, break nothing."""
-    return shared_clusters(server_binary, 0)
+    return shared_clusters(server_binary)
 
 
-@pytest.fixture(scope="session")
-def cluster_with_replicas(shared_clusters: Callable[[Path, int], LocalCluster], server_binary: Path) -> LocalCluster:
-    """Three masters with one replica each, shared by all tests of this server kind."""
-    return shared_clusters(server_binary, 1)
+@pytest.fixture(scope="module")
+def cluster_with_replicas(server_binary: Path) -> Iterator[LocalCluster]:
+    """Three masters with one replica each, shared by all tests of a file and server kind: few files ask for it, and
+    six servers in every process would take part of the machine to the end, idle as they are."""
+    with LocalCluster(masters=3, replicas=1, port=None, server=server_binary) as started:
+        yield started
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,7 @@ from tests.cli.support import until
 def any_cluster(shared_clusters: object) -> LocalCluster:
     """A shared cluster of the server that is found first, for what no server kind changes."""
     assert callable(shared_clusters)
-    cluster = shared_clusters(find_server(None), 0)
+    cluster = shared_clusters(find_server(None))
     assert isinstance(cluster, LocalCluster)
     return cluster
 

@@ -21,9 +21,9 @@ Shardq = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
-def url(shared_clusters: Callable[[Path, int], LocalCluster]) -> str:
+def url(shared_clusters: Callable[[Path], LocalCluster]) -> str:
     """A shared cluster of the server that is found first, for what no server kind changes."""
-    return shared_clusters(find_server(None), 0).url
+    return shared_clusters(find_server(None)).url
 
 
 @pytest.fixture

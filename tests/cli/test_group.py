@@ -31,7 +31,7 @@ async def handle(message):
 def url(shared_clusters: object, queue_name: str) -> str:
     """A shared cluster of the server that is found first, with a queue of ten messages on it."""
     assert callable(shared_clusters)
-    cluster = shared_clusters(find_server(None), 0)
+    cluster = shared_clusters(find_server(None))
     assert isinstance(cluster, LocalCluster)
     return cluster.url
 

@@ -54,9 +54,9 @@ TIME = r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d\d\dZ"
 
 
 @pytest.fixture(scope="module")
-def url(shared_clusters: Callable[[Path, int], LocalCluster]) -> str:
+def url(shared_clusters: Callable[[Path], LocalCluster]) -> str:
     """A shared cluster of the server that is found first, for what no server kind changes."""
-    return shared_clusters(find_server(None), 0).url
+    return shared_clusters(find_server(None)).url
 
 
 class Jobs:

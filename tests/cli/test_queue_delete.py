@@ -16,7 +16,7 @@ from shardq.ops.local_cluster import LocalCluster, find_server
 def url(shared_clusters: object, queue_name: str, capfd: pytest.CaptureFixture[str]) -> str:
     """A shared cluster of the server that is found first, with the test's queue on it."""
     assert callable(shared_clusters)
-    cluster = shared_clusters(find_server(None), 0)
+    cluster = shared_clusters(find_server(None))
     assert isinstance(cluster, LocalCluster)
     assert run(["queue", "create", queue_name, "--shards", "2", "--url", cluster.url]) == 0
     assert run(["group", "create", queue_name, "g", "--url", cluster.url]) == 0

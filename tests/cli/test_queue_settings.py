@@ -15,7 +15,7 @@ from shardq.ops.local_cluster import LocalCluster, find_server
 def any_cluster(shared_clusters: object) -> LocalCluster:
     """A shared cluster of the server that is found first, for what no server kind changes."""
     assert callable(shared_clusters)
-    cluster = shared_clusters(find_server(None), 0)
+    cluster = shared_clusters(find_server(None))
     assert isinstance(cluster, LocalCluster)
     return cluster
 

@@ -27,7 +27,7 @@ Shardq = Callable[..., str]
 def url(shared_clusters: object, queue_name: str) -> str:
     """A shared cluster of the server that is found first, with a queue of two shards and a group that is behind."""
     assert callable(shared_clusters)
-    cluster = shared_clusters(find_server(None), 0)
+    cluster = shared_clusters(find_server(None))
     assert isinstance(cluster, LocalCluster)
 
     async def declare() -> None:

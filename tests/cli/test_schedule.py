@@ -21,7 +21,7 @@ from tests.cli.support import Start, commands, until
 def url(shared_clusters: object, queue_name: str) -> str:
     """A shared cluster of the server that is found first, with the test's queue on it."""
     assert callable(shared_clusters)
-    cluster = shared_clusters(find_server(None), 0)
+    cluster = shared_clusters(find_server(None))
     assert isinstance(cluster, LocalCluster)
     assert run(["queue", "create", queue_name, "--shards", "3", "--json", "--url", cluster.url]) == 0
     return cluster.url

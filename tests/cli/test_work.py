@@ -56,7 +56,7 @@ def start(tmp_path: Path, queue_name: str) -> Iterator[Start]:
 def any_cluster(shared_clusters: object) -> LocalCluster:
     """A shared cluster of the server that is found first, for what no server kind changes."""
     assert callable(shared_clusters)
-    cluster = shared_clusters(find_server(None), 0)
+    cluster = shared_clusters(find_server(None))
     assert isinstance(cluster, LocalCluster)
     return cluster
 
@@ -105,6 +105,8 @@ def owners(url: str, queue: str) -> Counter[str]:
 # -- handling ---------------------------------------------------------------------------------------------------------
 
 
+# What processes and signals do to a worker is the same on every server; tests/runtime has workers on each.
+@pytest.mark.server_kinds("redis8")
 def test_processes_share_the_shards_and_handle_everything(
     start: Start, cluster: LocalCluster, queue_name: str, tmp_path: Path
 ) -> None:
@@ -122,6 +124,7 @@ def test_processes_share_the_shards_and_handle_everything(
     assert "Traceback" not in supervisor.stderr
 
 
+@pytest.mark.server_kinds("valkey9")
 def test_sigterm_finishes_what_runs_and_nothing_is_handled_twice(
     start: Start, cluster: LocalCluster, queue_name: str, tmp_path: Path
 ) -> None:

@@ -26,9 +26,9 @@ from tests.runtime.harness import until as eventually
 
 
 @pytest.fixture(scope="module")
-def cluster_url(shared_clusters: Callable[[Path, int], LocalCluster]) -> str:
+def cluster_url(shared_clusters: Callable[[Path], LocalCluster]) -> str:
     """A shared cluster of the server that is found first: no server kind changes what a console shows."""
-    return shared_clusters(find_server(None), 0).url
+    return shared_clusters(find_server(None)).url
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,9 @@ LIVE = "document.querySelector('#live')?.dataset.state === 'live' && document.qu
 
 
 @pytest.fixture(scope="module")
-def cluster_url(shared_clusters: Callable[[Path, int], LocalCluster]) -> str:
+def cluster_url(shared_clusters: Callable[[Path], LocalCluster]) -> str:
     """A shared cluster of the server that is found first: no server kind changes the page."""
-    return shared_clusters(find_server(None), 0).url
+    return shared_clusters(find_server(None)).url
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from shardq.ops.archive import Archive, read, read_lines
 from shardq.ops.archive_files import MARKER, files_of, lines_of_shard, open_folder, pack_member
 from shardq.ops.archive_write import ShardWriter
 from shardq.ops.local_cluster import LocalCluster, find_server
-from tests.cli.support import Command, commands, until
+from tests.cli.support import DEADLINE_S, Command, commands, until
 from tests.runtime.harness import until as until_async
 
 GROUP = "archive"
@@ -272,9 +272,9 @@ def test_mistakes(tmp_path: Path, arguments: dict[str, Any], says: str) -> None:
 
 
 @pytest.fixture
-def any_cluster(shared_clusters: Callable[[Path, int], LocalCluster]) -> LocalCluster:
+def any_cluster(shared_clusters: Callable[[Path], LocalCluster]) -> LocalCluster:
     """A shared cluster of the server that is found first, for what no server kind changes."""
-    return shared_clusters(find_server(None), 0)
+    return shared_clusters(find_server(None))
 
 
 @pytest.fixture
@@ -296,34 +296,48 @@ def send(url: str, queue: str, values: range) -> None:
     anyio.run(_send, url, queue, values)
 
 
-async def _state(url: str, queue: str) -> tuple[int, int]:
-    async with shardq.connect(url) as client:
-        shards = (await (await client.queue(queue)).counters([GROUP])).values()
-        groups = [(shard, shard.groups[GROUP]) for shard in shards if GROUP in shard.groups]
-        left = sum(shard.appended - group.base - group.acked - group.dead for shard, group in groups)
-        return (left if len(groups) == SHARDS else -1), sum(group.dead for _, group in groups)
+async def _counts(queue: shardq.Queue) -> tuple[int, int]:
+    shards = (await queue.counters([GROUP])).values()
+    groups = [(shard, shard.groups[GROUP]) for shard in shards if GROUP in shard.groups]
+    left = sum(shard.appended - group.base - group.acked - group.dead for shard, group in groups)
+    return (left if len(groups) == SHARDS else -1), sum(group.dead for _, group in groups)
 
 
-async def archived(url: str, queue: str) -> bool:
-    return await _state(url, queue) == (0, 0)
+def state(url: str, queue: str) -> tuple[int, int]:
+    """Messages that the group has not finished (-1 while it does not exist), and its dead letters."""
+
+    async def look() -> tuple[int, int]:
+        async with shardq.connect(url) as client:
+            return await _counts(await client.queue(queue))
+
+    return anyio.run(look)
 
 
 def left(url: str, queue: str) -> int:
-    """Messages that the group has not finished; -1 while it does not exist."""
-    return anyio.run(_state, url, queue)[0]
+    return state(url, queue)[0]
 
 
-async def _owners(url: str, queue: str) -> Counter[str]:
-    async with shardq.connect(url) as client:
-        shards = (await (await client.queue(queue)).counters([GROUP])).values()
-        groups = [shard.groups[GROUP] for shard in shards if GROUP in shard.groups]
-        return Counter(group.owner for group in groups if group.held)
+async def _is_archived(queue: shardq.Queue) -> bool:
+    return (await _counts(queue))[0] == 0
 
 
-def shared_by(url: str, queue: str) -> int:
-    """How many processes have an equal part of the shards; 0 while it is not equal."""
-    owners = anyio.run(_owners, url, queue)
-    return len(owners) if owners.total() == SHARDS and len(set(owners.values())) == 1 else 0
+async def _is_shared(queue: shardq.Queue) -> bool:
+    """Whether two processes have an equal part of the shards."""
+    shards = (await queue.counters([GROUP])).values()
+    groups = [shard.groups[GROUP] for shard in shards if GROUP in shard.groups]
+    owners = Counter(group.owner for group in groups if group.held)
+    return len(owners) == 2 and set(owners.values()) == {SHARDS // 2}
+
+
+def until_queue(holds: Callable[[shardq.Queue], Awaitable[bool]], url: str, name: str, what: str) -> None:
+    """Polls on one connection: one for each look would take more of the machine than who is waited for."""
+
+    async def poll() -> None:
+        async with shardq.connect(url) as client:
+            queue = await client.queue(name)
+            await until_async(lambda: holds(queue), DEADLINE_S, what)
+
+    anyio.run(poll)
 
 
 def check(folder: Path, sent: int) -> None:
@@ -345,7 +359,8 @@ def test_a_queue_is_archived_and_read(
     async def main() -> None:
         async with shardq.connect(cluster.url) as client, anyio.create_task_group() as tasks:
             tasks.start_soon(archive.run, client)
-            await until_async(lambda: archived(cluster.url, queue_name), 30, "all is archived")
+            queue = await client.queue(queue_name)
+            await until_async(lambda: _is_archived(queue), 30, "all is archived")
             archive.stop()
 
     anyio.run(main)
@@ -364,7 +379,7 @@ def test_sigkill_at_any_moment(
     url, folder, sent = any_cluster.url, tmp_path / "archive", 0
     chance = random.Random(os.urandom(8).hex())
     cut_short = 0
-    for turn in range(4):
+    for turn in range(3):
         send(url, queue_name, range(sent, sent + TURN))
         sent += TURN
         before = on_disk(folder)
@@ -376,13 +391,13 @@ def test_sigkill_at_any_moment(
         cut_short += left(url, queue_name) > 0
         # What a few dead processes in a row have left is handled one by one, which takes too long here.
         last = start()
-        until(lambda: left(url, queue_name) == 0, "all is archived")
+        until_queue(_is_archived, url, queue_name, "all is archived")
         last.stop(signal.SIGKILL)
     assert cut_short, "nobody was killed at work: TURN is too small for this machine"
     check(folder, sent)
     plain = Counter(value for _, shard in shard_folders(folder) for value in raw_values(shard))
     assert plain == dict.fromkeys(range(sent), 1)  # nobody was paused, so the files themselves hold each once
-    assert anyio.run(_state, url, queue_name) == (0, 0)
+    assert state(url, queue_name) == (0, 0)
 
 
 def on_disk(folder: Path) -> int:
@@ -402,9 +417,9 @@ def test_a_paused_owner_writes_nothing_twice(
     send(url, queue_name, range(0))
     processes = [start(), start()]
     paused_at_work = 0
-    for turn in range(4):
+    for turn in range(3):
         # Else the one that comes back would be given shards with what was fetched and not handled.
-        until(lambda: shared_by(url, queue_name) == 2, "both have shards")
+        until_queue(_is_shared, url, queue_name, "both have shards")
         before = on_disk(folder)
         send(url, queue_name, range(sent, sent + TURN))
         sent += TURN
@@ -412,13 +427,13 @@ def test_a_paused_owner_writes_nothing_twice(
         time.sleep(chance.uniform(0, 0.2))
         processes[turn % 2].send(signal.SIGSTOP)
         paused_at_work += left(url, queue_name) > 0
-        until(lambda: left(url, queue_name) == 0, "the other one took its shards")
+        until_queue(_is_archived, url, queue_name, "the other one took its shards")
         processes[turn % 2].send(signal.SIGCONT)
     assert paused_at_work, "nobody was paused at work: TURN is too small for this machine"
     for process in processes:
         assert process.stop() == 0, process.stderr
     check(folder, sent)
-    assert anyio.run(_state, url, queue_name) == (0, 0)
+    assert state(url, queue_name) == (0, 0)
 
 
 def test_what_can_not_be_written_stops_it_and_loses_nothing(
@@ -432,15 +447,15 @@ def test_what_can_not_be_written_stops_it_and_loses_nothing(
     assert process.wait() == 1
     assert f"error: the archive in {folder} stopped, nothing is lost by that" in process.stderr
     assert "Traceback" not in process.stderr
-    behind, dead = anyio.run(_state, url, queue_name)
+    behind, dead = state(url, queue_name)
     assert behind > 0
     assert dead == 0
     (folder / "2").unlink()
     process = start()
-    until(lambda: left(url, queue_name) == 0, "the rest is archived")
+    until_queue(_is_archived, url, queue_name, "the rest is archived")
     assert process.stop() == 0
     check(folder, 500)
-    assert anyio.run(_state, url, queue_name) == (0, 0)
+    assert state(url, queue_name) == (0, 0)
 
 
 def test_a_message_that_no_line_can_hold_stops_it_too(
@@ -458,7 +473,7 @@ def test_a_message_that_no_line_can_hold_stops_it_too(
                 await Archive(queue_name, tmp_path / "archive", lease=1).run(client)
 
     anyio.run(main)
-    assert anyio.run(_state, any_cluster.url, queue_name) == (100, 0)
+    assert state(any_cluster.url, queue_name) == (100, 0)
 
 
 def test_what_can_never_run_ends_at_once(any_cluster: LocalCluster, tmp_path: Path) -> None:

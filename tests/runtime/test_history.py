@@ -28,9 +28,9 @@ SHARDS = 4
 
 
 @pytest.fixture
-def any_cluster(shared_clusters: Callable[[Path, int], LocalCluster]) -> LocalCluster:
+def any_cluster(shared_clusters: Callable[[Path], LocalCluster]) -> LocalCluster:
     """A shared cluster of the server that is found first, for what no server kind changes."""
-    return shared_clusters(find_server(None), 0)
+    return shared_clusters(find_server(None))
 
 
 @asynccontextmanager

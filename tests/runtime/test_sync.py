@@ -37,9 +37,9 @@ SHARDS = 6
 
 
 @pytest.fixture(scope="session")
-def url(shared_clusters: Callable[[Path, int], LocalCluster]) -> str:
+def url(shared_clusters: Callable[[Path], LocalCluster]) -> str:
     """One kind of server: what is tested here is on the client's side."""
-    return shared_clusters(find_server(None), 0).url
+    return shared_clusters(find_server(None)).url
 
 
 @contextmanager
@@ -619,7 +619,7 @@ def run(script: str, *arguments: str) -> str:
 START = """
 import gc, logging, multiprocessing, os, signal, sys, threading
 import shardq
-from shardq.runtime import sync
+from shardq.runtime import process, sync
 logging.basicConfig()
 url, queue = sys.argv[1:3]
 
@@ -795,7 +795,7 @@ for number in range(3000):
 
 def test_a_program_that_ends_without_its_store_says_so_and_does_not_hang(queue_name: str) -> None:
     script = """
-sync.EXIT_WITHIN_S = 0.5
+process.EXIT_WITHIN_S = 0.5
 producer = shardq.SyncProducer(url, queue, shards=1)
 refused = shardq.SyncProducer(url, queue, shards=2)
 producer.send("first")

@@ -23,9 +23,9 @@ QUICK = shardq.Retry(attempts=3, base=0.05)
 
 
 @pytest.fixture(scope="session")
-def url(shared_clusters: Callable[[Path, int], LocalCluster]) -> str:
+def url(shared_clusters: Callable[[Path], LocalCluster]) -> str:
     """One kind of server: nothing here depends on it."""
-    return shared_clusters(find_server(None), 0).url
+    return shared_clusters(find_server(None)).url
 
 
 async def send(client: shardq.Client, name: str, *values: object) -> None:
