@@ -22,6 +22,9 @@ from shardq.ops.local_cluster import LocalCluster
 from shardq.runtime.producer import Producer
 from shardq.storage.nodes import node_command
 
+# What is measured differs between the kinds of server, how does not; what it is made of is tested on each.
+pytestmark = pytest.mark.server_kinds("valkey9")
+
 HOST = "127.0.0.1"
 MESSAGES, ROUNDS, SHARDS = 3000, 2, 5
 SIDES = {

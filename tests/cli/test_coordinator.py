@@ -14,7 +14,8 @@ from shardq.ops.local_cluster import LocalCluster
 from shardq.storage.control import ControlState, control_state
 from tests.cli.support import DEADLINE_S, Start, commands
 
-pytestmark = pytest.mark.anyio
+# How a leader comes to be and goes is tested on every kind in tests/storage and tests/runtime; here it is a command.
+pytestmark = [pytest.mark.anyio, pytest.mark.server_kinds("valkey9")]
 
 SHARDS = 6
 

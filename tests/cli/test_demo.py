@@ -127,6 +127,9 @@ def is_there(pid: int) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.server_kinds(
+    "redis7", "valkey9"
+)  # the one that lies about most often, and the one that `make demo` brings
 def test_a_run_loses_nothing_and_says_so(start_demo: Start, flights_file: Path, tmp_path: Path) -> None:
     demo = start_demo("--json", "--file", str(flights_file), "--rate", "2000")
     stdout, stderr = demo.process.communicate(timeout=WITHIN_S)

@@ -16,6 +16,9 @@ from shardq.storage.commands import pack_command
 from shardq.storage.keys import Keys
 from shardq.storage.nodes import free_ports
 
+# What it finds on the two other kinds is tested in ops/test_doctor.py.
+pytestmark = pytest.mark.server_kinds("redis8")
+
 
 def over(url: str, *words: str) -> list[str]:
     return ["doctor", "--over", "0.5", "--url", url, *words]

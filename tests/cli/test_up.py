@@ -95,6 +95,12 @@ def test_prints_the_url_and_stops_cleanly(start_up: Start, stop_signal: signal.S
     assert list(tmp_path.iterdir()) == []
 
 
+# What becomes of the processes is up to `shardq up`, whatever server they run; that each kind starts and stops is above
+# and in ops/test_local_cluster.py.
+only_one_kind = pytest.mark.server_kinds("valkey9")
+
+
+@only_one_kind
 def test_a_signal_while_starting_leaves_nothing(start_up: Start, tmp_path: Path) -> None:
     process = start_up("--port", str(free_ports(HOST, 3)[0]))
     deadline = time.monotonic() + READY_WITHIN_S
@@ -108,6 +114,7 @@ def test_a_signal_while_starting_leaves_nothing(start_up: Start, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
+@only_one_kind
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a signal for the death of the parent")
 def test_sigkill_of_the_parent_leaves_no_server(start_up: Start) -> None:
     port = free_ports(HOST, 3)[0]
@@ -172,6 +179,7 @@ def test_files_and_passwords_that_are_not_there(capsys: pytest.CaptureFixture[st
             signal.signal(number, handler)
 
 
+@only_one_kind
 def test_a_server_that_dies_is_named(start_up: Start) -> None:
     port = free_ports(HOST, 3)[0]
     process = start_up("--port", str(port))
@@ -184,6 +192,7 @@ def test_a_server_that_dies_is_named(start_up: Start) -> None:
     assert all_gone(pids)
 
 
+@only_one_kind
 def test_a_port_in_use_is_one_line_and_status_1(start_up: Start) -> None:
     port = free_ports(HOST, 3)[0]
     with socket.create_server((HOST, port + 2)):

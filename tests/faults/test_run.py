@@ -35,6 +35,8 @@ def shown(report: Report) -> str:
     return "\n".join(report_lines(report))
 
 
+# On Redis 7.0 workers and producers are killed in runtime/test_crashes.py, and below while shards change.
+@pytest.mark.server_kinds("redis8", "valkey9")
 def test_a_run_with_faults_of_the_processes_is_clean(server_binary: Path, tmp_path: Path) -> None:
     settings = Settings(
         12, seed=9, faults=PROCESS_FAULTS, gap_s=(0.1, 0.8), lasts_s=(0.3, 3.0), server=server_binary, folder=tmp_path

@@ -262,6 +262,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
         yield start
 
 
+# The command and its signals are the same whatever it reads; its figures are above, on every kind.
+@pytest.mark.server_kinds("redis8")
 async def test_the_command_listens_stops_and_loses_nothing(
     cluster: LocalCluster, queue_name: str, start: Start
 ) -> None:
@@ -295,6 +297,7 @@ async def readiness(url: str) -> tuple[int, str]:
     return await anyio.to_thread.run_sync(ask)
 
 
+@pytest.mark.server_kinds("valkey9")
 async def test_the_command_starts_while_redis_is_away_and_finds_it_later(start: Start, server_binary: Path) -> None:
     """Started first, it says that it reads nothing, and why; then it shows the cluster that came up."""
     (port,) = free_ports("127.0.0.1", 1)

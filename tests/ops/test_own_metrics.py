@@ -120,6 +120,7 @@ async def test_a_batch_handler_counts_lists(cluster: LocalCluster, queue_name: s
     assert (found.failed.count, found.in_flight) == (0, 0)
 
 
+@pytest.mark.server_kinds("redis8")  # a program shows its figures above on every kind, and a command the same
 async def test_the_worker_command_serves_metrics_and_probes(
     cluster: LocalCluster, queue_name: str, start: Start, tmp_path: Path
 ) -> None:
@@ -206,6 +207,7 @@ async def test_a_process_that_waits_for_redis_can_be_stopped(start: Start) -> No
     assert command.stop() == 0
 
 
+@pytest.mark.server_kinds("valkey9")  # what it asks the servers is asked by every worker
 async def test_a_coordinator_serves_probes(cluster: LocalCluster, queue_name: str, start: Start) -> None:
     async with shardq.connect(cluster.url) as client:
         await (await client.queue(queue_name, shards=2)).open_group("g")

@@ -16,7 +16,8 @@ from shardq.ops.local_cluster import LocalCluster
 from shardq.runtime import owner
 from shardq.runtime.shard import OwnedShard
 
-pytestmark = pytest.mark.anyio
+# What a worker holds is counted in the worker; what it reads from each kind of server is tested in tests/storage.
+pytestmark = [pytest.mark.anyio, pytest.mark.server_kinds("redis8")]
 
 GROUP = "g"
 KIB = 1024

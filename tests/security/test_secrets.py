@@ -221,7 +221,11 @@ async def dead(queue: shardq.Queue, count: int) -> bool:
 
 # -- commands ---------------------------------------------------------------------------------------------------------
 
+# What servers of each kind say in their errors is above; what is below does not come from servers.
+only_one_kind = pytest.mark.server_kinds("valkey9")
 
+
+@only_one_kind
 def test_commands_print_no_secret(known: Users, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHARDQ_URL", known.url(USER))
@@ -246,6 +250,7 @@ def test_commands_print_no_secret(known: Users, capfd: pytest.CaptureFixture[str
     assert not [secret for secret in SECRETS if secret in printed.out + printed.err], printed
 
 
+@only_one_kind
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_url_is_no_argument_of_a_child(known: Users, tmp_path: Path) -> None:
     module = "import shardq\nworker = shardq.Worker('children', group='g', shards=1)\n\n"
@@ -270,6 +275,7 @@ def arguments(pid: int) -> list[str]:
     return [Path(f"/proc/{each}/cmdline").read_bytes().decode() for each in (pid, *children(pid))]
 
 
+@only_one_kind
 def test_the_exporter_listens_to_this_machine_only(known: Users, tmp_path: Path) -> None:
     with commands(tmp_path) as start:
         exporter = start("exporter", "--port", "0", SHARDQ_URL=known.url(USER))
