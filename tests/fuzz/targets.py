@@ -12,7 +12,6 @@ import json
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import msgspec
@@ -344,29 +343,30 @@ TARGETS: dict[str, Target] = {
 }
 
 
-@cache
-def bombs() -> dict[str, bytes]:
-    """Few bytes that would unpack to much: each is refused, or takes no more room than `test_memory` grants."""
+def _bomb(flags: int, body: bytes, count: int = 1) -> bytes:
+    packed = zlib.compress(body) if flags & 1 else body
+    return bytes((1, flags, count >> 8, count & 0xFF)) + packed
 
-    def batch(flags: int, body: bytes, count: int = 1) -> bytes:
-        packed = zlib.compress(body) if flags & 1 else body
-        return bytes((1, flags, count >> 8, count & 0xFF)) + packed
 
-    def array(count: int) -> bytes:
-        return b"\xdd" + count.to_bytes(4, "big")
+def _array(count: int) -> bytes:
+    return b"\xdd" + count.to_bytes(4, "big")
 
-    many = 15 << 20
-    return {
-        "bytes": batch(1, b"\0" * (1 << 28)),
-        "maps in a value": batch(1, b"\x95\0\xc0\x91\xc0\x91" + array(many) + b"\x80" * many + b"\xc0"),
-        "lists in a value": batch(1, b"\x95\0\xc0\x91\xc0\x91" + array(many) + b"\x90" * many + b"\xc0"),
-        "floats in a value": batch(
-            1, b"\x95\0\xc0\x91\xc0\x91" + array(many // 5) + b"\xca\x40\0\0\1" * (many // 5) + b"\xc0"
-        ),
-        "maps in a key": batch(1, b"\x95\0\xc0\x91" + array(many) + b"\x80" * many + b"\x91\xc0\xc0"),
-        "maps in a header": batch(1, b"\x95\0\xc0\x91\xc0\x91\xc0\x91\x81\xa1h" + array(many) + b"\x80" * many),
-        "keys": batch(1, b"\x95\0\xc0" + array(many) + b"\xc0" * many + b"\x90\xc0"),
-        "times": batch(1, b"\x95\0" + array(many) + b"\x01" * many + b"\x90\x90\xc0"),
-        "a length": batch(0, b"\x95\0\xc0" + array(0xFFFFFFFF)),
-        "nested lengths": batch(0, b"\x95\0\xc0" + array(0xFFFFFFFF) * 200),
-    }
+
+_MANY = 15 << 20
+
+# Few bytes that would unpack to much: each is refused, or takes no more room than `test_memory` grants. Each is made
+# where it is wanted: to pack them all takes seconds.
+BOMBS: dict[str, Callable[[], bytes]] = {
+    "bytes": lambda: _bomb(1, b"\0" * (1 << 28)),
+    "maps in a value": lambda: _bomb(1, b"\x95\0\xc0\x91\xc0\x91" + _array(_MANY) + b"\x80" * _MANY + b"\xc0"),
+    "lists in a value": lambda: _bomb(1, b"\x95\0\xc0\x91\xc0\x91" + _array(_MANY) + b"\x90" * _MANY + b"\xc0"),
+    "floats in a value": lambda: _bomb(
+        1, b"\x95\0\xc0\x91\xc0\x91" + _array(_MANY // 5) + b"\xca\x40\0\0\1" * (_MANY // 5) + b"\xc0"
+    ),
+    "maps in a key": lambda: _bomb(1, b"\x95\0\xc0\x91" + _array(_MANY) + b"\x80" * _MANY + b"\x91\xc0\xc0"),
+    "maps in a header": lambda: _bomb(1, b"\x95\0\xc0\x91\xc0\x91\xc0\x91\x81\xa1h" + _array(_MANY) + b"\x80" * _MANY),
+    "keys": lambda: _bomb(1, b"\x95\0\xc0" + _array(_MANY) + b"\xc0" * _MANY + b"\x90\xc0"),
+    "times": lambda: _bomb(1, b"\x95\0" + _array(_MANY) + b"\x01" * _MANY + b"\x90\x90\xc0"),
+    "a length": lambda: _bomb(0, b"\x95\0\xc0" + _array(0xFFFFFFFF)),
+    "nested lengths": lambda: _bomb(0, b"\x95\0\xc0" + _array(0xFFFFFFFF) * 200),
+}

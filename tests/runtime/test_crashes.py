@@ -41,7 +41,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.server_kinds("redis7")]
 
 SHARDS = 6
 KEYS = 24
-MESSAGES = 900
+MESSAGES = 600
 
 
 def make_seed() -> int:

@@ -175,7 +175,7 @@ async def test_a_long_outage_makes_few_lines(
             await until(lambda: len(traffic.handled_s) == KEYS, 30, "messages handled")
             caplog.clear()
             with gone(own_cluster):
-                await anyio.sleep(11)
+                await anyio.sleep(6)
                 during = [record.getMessage() for record in caplog.records]
             before = len(traffic.handled_s)
             await producer.send_many((key, 1) for key in traffic.sent)

@@ -246,14 +246,14 @@ async def test_nobody_sends_who_does_not_lead(cluster: LocalCluster, queue_name:
         leads = False
         await client.schedule(queue_name, "s", EVERY_SECOND)
         async with leading(queue, leads=lambda: leads):
-            await anyio.sleep(2.5)
+            await anyio.sleep(1.5)
             assert await sent(queue) == []
             leads = True
             await until_sent(queue, 1)
             leads = False
             await anyio.sleep(0.2)  # what was under way
             before = await ticks(queue)
-            await anyio.sleep(2.5)
+            await anyio.sleep(1.5)
             assert await ticks(queue) == before
 
 
@@ -499,7 +499,7 @@ async def test_what_was_missed_while_all_were_down(cluster: LocalCluster, queue_
         await anyio.sleep(0.2)  # what they had sent off arrives
         down = int(time.time())
         before = {missed: len(await sent(queue, missed)) for missed in MISSED}
-        await anyio.sleep(4)
+        await anyio.sleep(3)
         assert before == {missed: len(await sent(queue, missed)) for missed in MISSED}, "nobody is there to send"
         again = coordinator(start, cluster, queue_name)
         for missed in MISSED:
