@@ -37,6 +37,7 @@ and alerts in `grafana/` do: `sum by (queue, group) (max by (queue, group, shard
 
 `shardq work billing:worker --metrics-port 9401` (and `shardq coordinator ... --metrics-port`) serves what that process
 counts itself, with `/livez` and `/readyz` for probes beside it. With `--processes 4` the ports are 9401 to 9404.
+With that option it also waits for a Redis that is away when it starts; without it the command ends and says why.
 A program of your own does it with two lines:
 
 ```python
