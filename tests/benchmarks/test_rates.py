@@ -125,7 +125,7 @@ def shared(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> C
     return left
 
 
-def measure(name: str, server: Path, scale: float = 0.01) -> Result:
+def measure(name: str, server: Path, scale: float = 0.003) -> Result:
     found: Result = anyio.run(CASES[name].measure, Options(str(server), 1, scale), lambda _line: None)
     return found
 
