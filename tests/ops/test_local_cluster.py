@@ -106,7 +106,7 @@ def test_password_and_settings_reach_every_node(server_binary: Path) -> None:
 
 
 def test_a_killed_server_comes_back_with_its_data(server_binary: Path) -> None:
-    with LocalCluster(1, 0, None, server_binary) as cluster:
+    with LocalCluster(1, 0, None, server_binary, settings={"appendfsync": "always"}) as cluster:
         (process,) = cluster.processes
         node_command(HOST, process.port, "SET", "key", "value")
         first_pid = process.pid

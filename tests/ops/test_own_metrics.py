@@ -28,6 +28,8 @@ from tests.runtime.harness import until as settled
 pytestmark = pytest.mark.anyio
 
 ROOT = Path(__file__).parents[2]
+# Else a killed server may lose its last two seconds, and the queue: it puts off writing while its disk is busy.
+KEPT = {"appendfsync": "always"}
 
 
 @pytest.fixture
@@ -148,7 +150,7 @@ async def test_a_worker_without_redis_is_alive_and_not_ready(start: Start, tmp_p
         "import shardq\nworker = shardq.Worker('q', group='g', shards=2)\n"
         "@worker.handler\nasync def handle(message): pass\n"
     )
-    with LocalCluster(1, 0, None, find_server(None)) as own:
+    with LocalCluster(1, 0, None, find_server(None), settings=KEPT) as own:
         command = start("work", "serving_app:worker", "--metrics-port", "0", "--url", own.url)
         base = listening(command)
         until(lambda: get(f"{base}/readyz")[0] == 200, "it is ready")
@@ -176,8 +178,7 @@ async def test_with_probes_a_process_waits_for_redis(masters: int, start: Start,
         "import shardq\nworker = shardq.Worker('q', group='g', shards=2)\n"
         "@worker.handler\nasync def handle(message): pass\n"
     )
-    # A killed server may not have written the last two seconds, else, and the queue with them.
-    with LocalCluster(masters, 0, None, find_server(None), settings={"appendfsync": "always"}) as own:
+    with LocalCluster(masters, 0, None, find_server(None), settings=KEPT) as own:
         async with shardq.connect(own.url) as client:
             queue = await client.queue("q", shards=2)
             await queue.open_group("g")

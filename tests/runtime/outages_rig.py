@@ -16,9 +16,14 @@ HOST = "127.0.0.1"
 
 @contextmanager
 def breakable(server: Path | None = None, **settings: str) -> Iterator[LocalCluster]:
-    """Three masters that may be stopped without being declared dead. Without `server`, whichever kind is found: for
-    tests in which it does not matter."""
-    own = {"cluster-node-timeout": "60000", **{name.replace("_", "-"): value for name, value in settings.items()}}
+    """Three masters that may be stopped without being declared dead, and killed without loss: by default a server puts
+    off writing while its disk is busy, up to two seconds. Without `server`, whichever kind is found: for tests in which
+    it does not matter."""
+    own = {
+        "cluster-node-timeout": "60000",
+        "appendfsync": "always",
+        **{name.replace("_", "-"): value for name, value in settings.items()},
+    }
     with LocalCluster(masters=3, port=None, server=server, settings=own) as cluster:
         yield cluster
 
