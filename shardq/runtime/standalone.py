@@ -12,6 +12,7 @@ from shardq.core.autosplit import AutoSplit
 from shardq.runtime.autosplit import KEYS_WITHIN_S, AutoSplitter, newest_keys
 from shardq.runtime.bells import Bells
 from shardq.runtime.client import Client
+from shardq.runtime.deletion import DeletionWatch
 from shardq.runtime.member import Member, made_up_name
 from shardq.runtime.outages import Outages
 from shardq.runtime.queue import Queue
@@ -36,7 +37,8 @@ async def coordinate(
     """Beats, and leads when it is elected, until `stop` is set or it is cancelled; then it resigns at once.
 
     `settings` must have the lease times and the balance of the group's workers. With `autosplit` it splits hot shards
-    within these bounds while it leads. Raises UnknownQueue.
+    within these bounds while it leads. Raises UnknownQueue, also when the queue is deleted meanwhile, and UnknownGroup
+    when the group is.
     """
     check_name("group", group)
     joined = await client.queue(queue)
@@ -54,11 +56,12 @@ async def _coordinate(
 ) -> None:
     async with outliving_tasks() as plumbing:
         # Its pipes outlive the heartbeats: they carry the goodbye.
+        pipes = Pipes(client.cluster, plumbing, client.on_retry)
         bells = Bells(client.cluster)
         outages = Outages()
         table = TableFollower(joined, on_change=lambda: member.nudge() if member.leads else None, outages=outages)
         member = Member(
-            pipes=Pipes(client.cluster, plumbing, client.on_retry),
+            pipes=pipes,
             keys=joined.keys,
             group=group,
             table=table,
@@ -70,11 +73,14 @@ async def _coordinate(
             samples_loads=autosplit is not None,
             meters=client.meters.group(joined.name, group) if client.meters is not None else None,
         )
+        deletion = DeletionWatch(pipes, joined, group, outages)
+        await deletion.look()
         bells.listen(joined.keys.control_slot, joined.keys.control_bell(group), member.ring)
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(bells.run, tasks)
                 tasks.start_soon(member.run)
+                tasks.start_soon(deletion.run, member.until_beat)
                 if autosplit is not None:
                     splitter = AutoSplitter(
                         autosplit,

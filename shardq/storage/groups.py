@@ -12,7 +12,7 @@ from shardq.storage.calls import missing_shard
 from shardq.storage.commands import pack_command
 from shardq.storage.keys import Keys, ShardKeys
 from shardq.storage.pipes import Pipes
-from shardq.storage.reply import shape
+from shardq.storage.reply import shape, text
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,26 @@ async def delete_group(pipes: Pipes, shard: ShardKeys, group: str, *, force: boo
     """Takes a group off the shard with all it has there. Held leases refuse it unless `force`."""
     keys = [shard.stream, shard.meta, *shard.of_group(group)]
     return await _call(pipes, shard, "delete_group", keys, [group, int(force), shard.bell])
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Whether a group is registered on a shard; `deleted` is what was noted when it was deleted, empty when nothing is:
+    each deletion's note is another one."""
+
+    registered: bool
+    deleted: str = ""
+
+
+async def group_standing(pipes: Pipes, shard: ShardKeys, group: str) -> Standing | None:
+    """How a group stands on a shard; None when the shard's keys are gone."""
+    packed = pack_command("HMGET", shard.meta, "state", "groups", f"gone:{group}")
+    reply = await pipes.command(shard.slot, packed)
+    with shape("HMGET"):
+        state, groups, deleted = reply
+        if state is None:
+            return None
+        return Standing(group.encode() in (groups or b"").split(), text(deleted or b"").decode(errors="replace"))
 
 
 async def was_deleted(pipes: Pipes, shard: ShardKeys, group: str) -> bool:

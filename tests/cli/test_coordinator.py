@@ -108,3 +108,38 @@ async def test_a_second_one_stands_by(cluster: LocalCluster, queue_name: str, st
         await until(other_leads)
         assert other.stop() == 0
         assert (await control_state(client.pipes, queue.keys, "g")).members == {}
+
+
+async def test_it_ends_when_its_group_or_its_queue_is_deleted(
+    cluster: LocalCluster, queue_name: str, start: Start
+) -> None:
+    """One leads, the other stands by; neither owns a shard that it would miss."""
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=2)
+
+        async def members() -> int:
+            return len((await control_state(client.pipes, queue.keys, "g")).members)
+
+        async def joined(count: int) -> bool:
+            return await members() == count
+
+        async def deleted() -> None:
+            await queue.open_group("g")
+            await queue.delete_group("g", force=True)
+
+        await deleted()  # before they come: that is none of their business
+        arguments = ("coordinator", queue_name, "--group", "g", "--url", cluster.url)
+        both = [start(*arguments), start(*arguments)]
+        await until(lambda: joined(2))
+        await deleted()
+        for each in both:
+            assert await anyio.to_thread.run_sync(each.wait) == 1, each.stderr
+            said = f"error: group 'g' of queue '{queue_name}' was deleted while this coordinator ran: start it again"
+            assert said in each.stderr.splitlines()[-1]
+        assert await members() == 0
+        both = [start(*arguments), start(*arguments)]
+        await until(lambda: joined(2))
+        await queue.delete(force=True)
+        for each in both:
+            assert await anyio.to_thread.run_sync(each.wait) == 1, each.stderr
+            assert each.stderr.splitlines()[-1] == f"error: queue {queue_name!r} does not exist (any more)"

@@ -266,6 +266,10 @@ REPLIES: dict[str, Reply] = {
         [[b"HELD", b"w"], [b"OK", b"5"]],
     ),
     "delete_group": Reply(lambda pipes: groups.delete_group(pipes, SHARD, "g", force=True), [[b"OK"], [b"ABSENT"]]),
+    "group standing": Reply(
+        lambda pipes: groups.group_standing(pipes, SHARD, "g"),
+        [[b"open", b"g h", b"5"], [b"open", None, None], [None] * 3],
+    ),
     "remove_shard": Reply(
         lambda pipes: removal.remove_shard(pipes, SHARD, ["g"], force=True), [[b"OK"], [b"HELD", b"w", b"g"]]
     ),
