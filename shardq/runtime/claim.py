@@ -17,6 +17,7 @@ import anyio
 
 from shardq.core.lease import Watch
 from shardq.errors import ShardqError, UnknownGroup
+from shardq.runtime.contact import Contact
 from shardq.runtime.gates import pause_s
 from shardq.runtime.grants import GrantConfirm
 from shardq.runtime.owning import Owning
@@ -48,6 +49,11 @@ class Claim:
         self.claimed_from = ""
         self._owning, self._shard, self._keys, self._wishes = owning, shard, keys, wishes
         self._gated_since_s: float | None = None
+        self._contact = Contact()
+
+    def was_held(self, until_monotonic_s: float) -> None:
+        """The lease was held meanwhile, and renewed then for the last time."""
+        self._contact.there(ago_s=monotonic() - until_monotonic_s)
 
     async def take(self, *, ours: bool) -> Grant | None:
         """Waits for the lease while the shard is wanted, or its holder gives no sign of life: a claim that has watched
@@ -70,6 +76,7 @@ class Claim:
                 await anyio.sleep(min(PAUSE_AFTER_ERROR_S, settings.lease_s / 5) * random.uniform(0.5, 1.0))
                 continue
             owning.well(CANT_TAKE, self._shard)
+            self._keep_contact(missing=reply.status == "MISSING")
             if reply.status == "OK":
                 self._over()
                 return Grant(reply.epoch, reply.step, sent)
@@ -108,6 +115,13 @@ class Claim:
             parents=owning.parents(self._shard),
         )
 
+    def _keep_contact(self, *, missing: bool) -> None:
+        if missing:
+            self._contact.heard()
+            return
+        self._contact.there()
+        self._owning.contact.there()
+
     def _over(self) -> None:
         self.claimed_from = ""
         self._gated_since_s = None
@@ -127,19 +141,22 @@ class Claim:
 
     async def _open_group(self) -> None:
         """The group's keys are gone. After the queue was declared anew this mends it; after a loss it says so. Raises
-        UnknownGroup when somebody deleted the group: the worker ends."""
-        owning, deleted = self._owning, False
+        UnknownGroup when somebody deleted the group, or may have so long ago that nothing tells: the worker ends."""
+        owning, what = self._owning, ""
         try:
-            deleted = await was_deleted(owning.pipes, self._keys, owning.group)
-            if not deleted:
+            if await was_deleted(owning.pipes, self._keys, owning.group):
+                what = "was deleted while this worker ran"
+            elif self._contact.is_lost() or owning.contact.is_lost():
+                what = "is gone, and this worker stood still, or was cut off, for too long to know why"
+            else:
                 await open_group(owning.pipes, self._keys, owning.group, Start())
             owning.well(CANT_CONSUME, self._shard)
         except ShardqError as error:
             owning.failed(CANT_CONSUME, error, self._shard)
             await anyio.sleep(PAUSE_AFTER_ERROR_S)
-        if deleted:
-            what = f"group {owning.group!r} of queue {owning.queue!r} was deleted while this worker ran"
-            raise UnknownGroup(f"{what}: start the worker again if it shall be opened anew")
+        if what:
+            group = f"group {owning.group!r} of queue {owning.queue!r}"
+            raise UnknownGroup(f"{group} {what}: start the worker again if it shall be opened anew")
 
     async def _say_ready(self) -> None:
         owning = self._owning

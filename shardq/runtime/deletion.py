@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from shardq.errors import CorruptData, StoreError, UnknownGroup
+from shardq.runtime.contact import Contact
 from shardq.runtime.outages import Outages
 from shardq.runtime.queue import Queue
 from shardq.storage.groups import Standing, group_standing
@@ -22,8 +23,9 @@ LOOK_EVERY_S = 2.0
 class DeletionWatch:
     """`look` once before the group is led, then `run` beside it."""
 
-    def __init__(self, pipes: Pipes, queue: Queue, group: str, outages: Outages) -> None:
+    def __init__(self, pipes: Pipes, queue: Queue, group: str, outages: Outages, contact: Contact) -> None:
         self._pipes, self._queue, self._group, self._outages = pipes, queue, group, outages
+        self._contact = contact
         self._cant_look = f"{queue.name}/{group}: whether it was deleted can't be read"
         self._seen = False
         self._older: tuple[int, str] | None = None  # the note that a shard had when it was looked at first
@@ -51,9 +53,15 @@ class DeletionWatch:
     def _judge(self, shard: int, standing: Standing) -> None:
         if standing.registered:
             self._seen = True
+            self._contact.there()
             return
         if self._older is None or self._older[0] != shard:
             self._older = (shard, standing.deleted)  # each shard has a time of its own in it
+        what = ""
         if standing.deleted and (self._seen or self._older != (shard, standing.deleted)):
-            what = f"group {self._group!r} of queue {self._queue.name!r} was deleted while this coordinator ran"
-            raise UnknownGroup(f"{what}: start it again if it shall lead a new group of that name")
+            what = "was deleted while this coordinator ran"
+        elif self._seen and self._contact.is_lost():
+            what = "is gone, and this coordinator stood still, or was cut off, for too long to know why"
+        if what:
+            group = f"group {self._group!r} of queue {self._queue.name!r}"
+            raise UnknownGroup(f"{group} {what}: start it again if it shall lead a new group of that name")

@@ -136,6 +136,13 @@ class Groups:
         if not forgotten and all(each.status == "ABSENT" for each in done.values()):
             raise self._unknown(group)
 
+    async def delete_coming(self, group: str, shards: Iterable[int], *, force: bool) -> None:
+        """Takes the group off those of these shards that are there and have it."""
+        done = await self._on_each(
+            shards, lambda shard: calls.delete_group(self._pipes, self._shards[shard], group, force=force)
+        )
+        self._refuse_rest(group, "deleted", done)
+
     # -- the shards ------------------------------------------------------------------------------------------
 
     async def _on_each(self, shards: Iterable[int], do: Callable[[int], Awaitable[Result]]) -> dict[int, Result]:

@@ -24,6 +24,7 @@ from shardq.core.lease import Trust, Watch
 from shardq.core.meters import GroupMeters
 from shardq.core.plan import Plan
 from shardq.errors import CorruptData, StoreError, UnknownQueue, UsageError
+from shardq.runtime.contact import Contact
 from shardq.runtime.coordinator import Coordinator, Round
 from shardq.runtime.loads import LoadSampler
 from shardq.runtime.outages import Outages
@@ -77,6 +78,7 @@ class Member:
         self.silent: frozenset[str] = frozenset()
         self.paused = False
         self.leaving = not takes_shards
+        self.contact = Contact()
         self._pipes, self._keys, self._group, self._settings = pipes, keys, group, settings
         self._table = table
         self._on_change = on_change
@@ -223,6 +225,7 @@ class Member:
             msg = f"another process goes by the name {self.name!r} in group {self._group!r}: give each worker its own"
             raise UsageError(msg)
         self._beats += 1
+        self.contact.heard()
         if self._beats == 1:
             await self._tell_joined()
         self._alone = bool(term) and beat.members.keys() == {self.name}

@@ -64,6 +64,7 @@ class ShardOwner:
             finally:
                 owning.meters.shards -= 1
             held.lose()
+            self._claim.was_held(held.trust.renewed_monotonic_s)
             owning.runners.interrupt(held)
             if lost is not None:
                 await self._tell_lost(lost)

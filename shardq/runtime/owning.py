@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from shardq.core.budget import Budget
 from shardq.core.meters import GroupMeters
+from shardq.runtime.contact import Contact
 from shardq.runtime.gates import Gates
 from shardq.runtime.idle import IdlePolls
 from shardq.runtime.outages import Outages
@@ -48,6 +49,7 @@ class Owning:
     outages: Outages
     meters: GroupMeters
     budget: Budget
+    contact: Contact
 
     def failed(self, what: str, error: object, shard: int) -> None:
         self.outages.failed(f"{self.queue}/{self.group}: {what}", error, shard)

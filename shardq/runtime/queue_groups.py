@@ -13,6 +13,7 @@ from shardq.runtime.dead import DeadLetters
 from shardq.runtime.groups import GroupInfo, Groups, Position
 from shardq.runtime.queue_shards import QueueShards
 from shardq.storage.keys import check_name
+from shardq.storage.queues import Declared
 
 
 class QueueGroups(QueueShards):
@@ -31,18 +32,27 @@ class QueueGroups(QueueShards):
         """
         check_name("group", group)
         created = await self._groups.open(group, start)
-        # A reshard may have passed by: it opens on new shards what was open on the old ones when it looked.
-        while await self.refresh():
+        while (stored := await self._unchanged()) is None:
             created = await self._groups.open(group, start) or created
-        await self._open_on_coming(group, start)
+        if coming := self._coming(stored):
+            await self._on(coming.table).open_coming(group, start, [child.id for child in coming.children])
         return created
 
-    async def _open_on_coming(self, group: str, start: Position) -> None:
-        """Opens the group on shards that a reshard under way makes. Those that are not there yet get it from it."""
+    async def _unchanged(self) -> Declared | None:
+        """What is stored, in one look, when the shards are those that were just gone through. None when they are not: a
+        reshard passed by, which opens on new shards what was open on the old ones when it looked."""
         stored = await self._stored()
-        if stored.reshard:
-            plan = Reshard.from_bytes(stored.reshard)
-            await self._on(plan.table).open_coming(group, start, [child.id for child in plan.children])
+        table = RoutingTable.from_bytes(stored.table)
+        if table.version <= self.table.version:
+            return stored
+        self._take(table)
+        return None
+
+    @staticmethod
+    def _coming(stored: Declared) -> Reshard | None:
+        """The reshard under way, whose new shards may be there; those that are not get from it what the old ones
+        have."""
+        return Reshard.from_bytes(stored.reshard) if stored.reshard else None
 
     async def groups(self) -> list[GroupInfo]:
         """Every consumer group of the queue with its backlog, dead letters, leases and workers."""
@@ -85,9 +95,12 @@ class QueueGroups(QueueShards):
         check_name("group", group)
         await self.refresh()
         await self._groups.delete(group, force=force)
-        while await self.refresh():  # a reshard passed by
+        while (stored := await self._unchanged()) is None:
             with contextlib.suppress(UnknownGroup):
                 await self._groups.delete(group, force=force)
+        # After the old ones: who carries the reshard out opens what these have, and then looks whether they still do.
+        if coming := self._coming(stored):
+            await self._on(coming.table).delete_coming(group, [child.id for child in coming.children], force=force)
 
     def dead_letters(self, group: str) -> DeadLetters:
         """The dead letters of a group: to read, replay, purge."""

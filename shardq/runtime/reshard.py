@@ -148,7 +148,22 @@ async def open_groups(work: Work) -> bool:
     await _each(look, work.plan.parents)
     await _each(open_one, [(child, group) for child, names in wanted.items() for group in sorted(names)])
     work.groups = {group for names in wanted.values() for group in names}
+    await _each(lambda child: _delete_groups_that_went(work, child.id), work.plan.children)
     return True
+
+
+async def _delete_groups_that_went(work: Work, child: int) -> None:
+    """Of a child, those that were deleted on its parents since somebody read there what to open: who deletes a group
+    does so on the old shards first, then on the new ones (runtime/queue_groups.py)."""
+    parents = [parent for parent in work.plan.parents if child in work.plan.children_of(parent)]
+    there: set[str] = set()
+    for parent in parents:
+        there |= await reshard.groups_of(work.pipes, work.shards[parent]) or set()
+    for group in sorted((await reshard.groups_of(work.pipes, work.shards[child]) or set()) - there):
+        for parent in parents:
+            if await groups.was_deleted(work.pipes, work.shards[parent], group):
+                await groups.delete_group(work.pipes, work.shards[child], group, force=False)
+                break
 
 
 async def commit(work: Work) -> bool:

@@ -73,7 +73,7 @@ async def _coordinate(
             samples_loads=autosplit is not None,
             meters=client.meters.group(joined.name, group) if client.meters is not None else None,
         )
-        deletion = DeletionWatch(pipes, joined, group, outages)
+        deletion = DeletionWatch(pipes, joined, group, outages, member.contact)
         await deletion.look()
         bells.listen(joined.keys.control_slot, joined.keys.control_bell(group), member.ring)
         try:

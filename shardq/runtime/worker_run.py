@@ -129,6 +129,7 @@ class WorkerRun:
             outages=self.outages,
             meters=self.meters,
             budget=self.budget,
+            contact=self.member.contact,
         )
 
     def _start_limits(self, tasks: TaskGroup) -> Limits | None:

@@ -105,7 +105,8 @@ _MEMBER = "beat lead resign plan leave offer append swap_schedule close_ticks op
 
 # What carries on a reshard that somebody began, and removes old shards: of every group.
 RESHARDING = Access(
-    "commit_reshard end_reshard forget_shard open_child open_group seal tune move_delayed retire remove_retired trim",
+    "commit_reshard end_reshard forget_shard open_child open_group delete_group seal tune move_delayed retire "
+    "remove_retired trim",
     "hdel hkeys hmget memory|usage zrange",
 )
 

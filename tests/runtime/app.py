@@ -1,8 +1,8 @@
 """The worker that the runtime tests start as processes of their own: writes down every start and end of a handler.
 
-Settings come by environment: QUEUE, JOURNAL (folder), LEASE, HANDLER_S, CONCURRENCY, LIMIT, KEY_LIMIT. One line a fact,
-written with one os.write so that a SIGKILL leaves whole lines: kind, message id, key, value, CLOCK_MONOTONIC in ns,
-fence.
+Settings come by environment: QUEUE, JOURNAL (folder), LEASE, HANDLER_S, CONCURRENCY, LIMIT, KEY_LIMIT, AWAY_S (instead
+of most of an hour, see runtime/contact.py). One line a fact, written with one os.write so that a SIGKILL leaves whole
+lines: kind, message id, key, value, CLOCK_MONOTONIC in ns, fence.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from pathlib import Path
 import anyio
 
 import shardq
+from shardq.runtime import contact
 
+contact.AWAY_S = float(os.environ.get("AWAY_S", contact.AWAY_S))
 _pause_s = float(os.environ.get("HANDLER_S", "0"))
 _folder = os.environ.get("JOURNAL", "")
 _journal = os.open(Path(_folder) / f"{os.getpid()}.jsonl", os.O_CREAT | os.O_APPEND | os.O_WRONLY) if _folder else -1

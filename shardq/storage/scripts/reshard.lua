@@ -111,7 +111,23 @@ local function seal_later(one, other)
   return ticks_sent(open) == tonumber(last) and open or last .. ':0-0:0'
 end
 
--- seal: the shard takes no message any more; its children know the ticks that it sent.
+-- Tells the children of the ticks that the shard sent, and which of its groups were deleted when: of the workers that are
+-- to learn of that some look at new shards only. A group that a child has was opened anew.
+local function seal_tell(field, value, metas)
+  local ticks, group = string.sub(field, 1, 7) == 'p:cron/', string.match(field, '^gone:(.+)$')
+  if not ticks and not group then return end
+  for child = 2, #metas do
+    local known = redis.call('HGET', metas[child], field)
+    if ticks then
+      redis.call('HSET', metas[child], field, seal_later(known, value))
+    elseif not string.find(' ' .. (redis.call('HGET', metas[child], 'groups') or '') .. ' ', ' ' .. group .. ' ', 1, true)
+      and (natural(known or '') or 0) < (natural(value) or 0) then
+      redis.call('HSET', metas[child], field, value)
+    end
+  end
+end
+
+-- seal: the shard takes no message any more; its children know the ticks that it sent, and its groups that were deleted.
 -- KEYS   1 meta   then the meta of each child      ARGV   the bell of each child
 -- reply  {'OK'} | {'MISSING'}
 local function seal(keys, args)
@@ -120,14 +136,7 @@ local function seal(keys, args)
   if not state then return {'MISSING'} end
   if state ~= 'open' then return {'OK'} end
   local flat = redis.call('HGETALL', keys[1])
-  for index = 1, #flat, 2 do
-    if string.sub(flat[index], 1, 7) == 'p:cron/' then
-      for child = 2, #keys do
-        local known = redis.call('HGET', keys[child], flat[index])
-        redis.call('HSET', keys[child], flat[index], seal_later(known, flat[index + 1]))
-      end
-    end
-  end
+  for index = 1, #flat, 2 do seal_tell(flat[index], flat[index + 1], keys) end
   redis.call('HSET', keys[1], 'state', 'sealed', 'children', table.concat(args, ' '))
   return {'OK'}
 end
