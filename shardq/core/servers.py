@@ -118,13 +118,24 @@ def parse_nodes(text: str, asked_host: str) -> list[ListedNode]:
 def nodes_away(text: str) -> int:
     """How many nodes of CLUSTER NODES own no slot and can't be reached now: replicas that are down, or masters that
     were failed over and will come back as replicas."""
-    away = 0
+    return sum(1 for _ in _flags_of_away(text))
+
+
+def _flags_of_away(text: str) -> Iterator[set[str]]:
     for line in text.splitlines():
         parts = line.split()
-        known = len(parts) == 8 and not {"myself", "noaddr", "handshake"} & {*parts[2].split(",")}
-        if known:  # and without a ninth part, which would be a slot
-            away += parts[7] == "disconnected" or "fail" in parts[2]  # fail and fail? alike
-    return away
+        flags = {*parts[2].split(",")} if len(parts) == 8 else {"noaddr"}  # a ninth part would be a slot
+        if not {"myself", "noaddr", "handshake"} & flags and (parts[7] == "disconnected" or {"fail", "fail?"} & flags):
+            yield flags
+
+
+def replicas_spread(text: str) -> int:
+    """How many replicas each master of CLUSTER NODES would have if they were spread evenly, those included that are
+    away and the masters that will come back as such. Each node counts once, whatever is said of it elsewhere."""
+    nodes = parse_nodes(text, "")
+    masters = sum(node.is_master and node.slots > 0 for node in nodes)
+    others = sum("slave" in node.flags for node in nodes) + sum("slave" not in flags for flags in _flags_of_away(text))
+    return others // masters if masters else 0
 
 
 def replicas_listed(text: str) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import random
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Unpack
@@ -23,6 +22,7 @@ from shardq.runtime import broadcast, schedules
 from shardq.runtime.broadcast import Notices
 from shardq.runtime.declaring import declare_or_join, open_shards
 from shardq.runtime.queue import Queue
+from shardq.runtime.replica_watch import watch_replicas
 from shardq.runtime.tracing import Tracer
 from shardq.storage import safety
 from shardq.storage.cluster import Cluster
@@ -33,7 +33,6 @@ from shardq.storage.reply import shape
 
 _log = logging.getLogger("shardq")
 
-COUNT_REPLICAS_EVERY_S = 10.0
 OPEN_TIMEOUT_S = 15.0
 
 
@@ -72,7 +71,7 @@ class Client:
             self._pipes = Pipes(self.cluster, tasks, self.on_retry)
             self._tasks = tasks
             if not self._only_looks:
-                tasks.start_soon(self._watch_replicas)
+                tasks.start_soon(watch_replicas, self.cluster)
             stack.callback(self._pipes.close)
             self._stack = stack.pop_all()
         return self
@@ -115,30 +114,6 @@ class Client:
     def on_retry(self) -> Callable[[str], None] | None:
         """What the pipes of this client's parts tell of calls that are sent again."""
         return self.meters.retried if self.meters is not None else None
-
-    async def _watch_replicas(self) -> None:
-        """Counts them anew while that may change what sends of the default durability wait for."""
-        replicas, before = self.cluster.replicas, self.cluster.least_replicas()
-        if replicas.away:
-            _log.warning(
-                "%d nodes of the cluster are away. They count as replicas, so sends of durability 'replica' may wait "
-                "for them: start them, or, gone for good, CLUSTER FORGET on every node (`shardq doctor` names them)",
-                replicas.away,
-            )
-        while True:
-            await anyio.sleep(random.uniform(0.8, 1.2) * COUNT_REPLICAS_EVERY_S)
-            if not replicas.in_doubt:
-                continue
-            if await self.cluster.count_replicas():
-                _log.warning(
-                    "the cluster's nodes were forgotten: every master has %d replicas now, and sends of the default "
-                    "durability wait for %s",
-                    replicas.count,
-                    "one" if replicas.count else "none",
-                )
-            elif before < 1 <= replicas.count:
-                _log.info("every master has a replica now: sends of the default durability wait for one")
-            before = replicas.count
 
     def confirm(self, durability: str | None, replicas: int | None = None) -> Confirm | None:
         """What a write waits for at this durability; None is the master's own answer.

@@ -21,7 +21,7 @@ from redis.exceptions import RedisClusterException, RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from shardq.core.backoff import backoff_s
-from shardq.core.servers import nodes_away, replicas_listed
+from shardq.core.servers import nodes_away, replicas_listed, replicas_spread
 from shardq.errors import StoreUnavailable, UsageError
 from shardq.storage import topology
 from shardq.storage.address import HOW, parse
@@ -130,7 +130,7 @@ class Cluster(Exchanges):
             (reply,) = await self.exchange(node, [Packed(_NODES)], within_s=REFRESH_ASK_S)
             if isinstance(reply, bytes):
                 text = reply.decode(errors="replace")
-                self.replicas.see_listed(nodes_away(text), replicas_listed(text))
+                self.replicas.see_listed(nodes_away(text), replicas_listed(text), replicas_spread(text))
                 return
 
     async def count_replicas(self) -> bool:

@@ -24,6 +24,7 @@ class Replicas:
         self._count = 0
         self._fewer_before: int | None = None
         self._listed: int | None = None
+        self._spread = 0
 
     @property
     def count(self) -> int:
@@ -46,10 +47,11 @@ class Replicas:
         self._told[master] = count
         self._rise()
 
-    def see_listed(self, away: int, listed: int) -> None:
-        """What the cluster's own list says: nodes that are away, and replicas of the master that has fewest. Without it
-        nothing is known of nodes that were forgotten."""
-        self.away, self._listed = away, listed
+    def see_listed(self, away: int, listed: int, spread: int) -> None:
+        """What the cluster's own list says: nodes that are away, replicas of the master that has fewest, and how many
+        each would have if they were spread evenly, those that are away included. Without it nothing is known of nodes
+        that were forgotten."""
+        self.away, self._listed, self._spread = away, listed, spread
         self._rise()
 
     def looked(self) -> bool:
@@ -69,8 +71,7 @@ class Replicas:
         self._count = max(self._count, self._seen())
 
     def _seen(self) -> int:
-        """Those that are away count as if they were spread evenly."""
+        """Those that are away count as if they were spread evenly: by the list alone, for the topology may name some of
+        them still, or again."""
         least = min((max(count, self._told.get(name, 0)) for name, count in self._known.items()), default=0)
-        if self.away and self._known:
-            least = max(least, (sum(self._known.values()) + self.away) // len(self._known))
-        return least
+        return max(least, self._spread) if self.away else least

@@ -12,6 +12,7 @@ from shardq.core.servers import (
     parse_nodes,
     refusals,
     replicas_listed,
+    replicas_spread,
     version_of,
 )
 
@@ -115,6 +116,21 @@ def test_replicas_that_are_listed_in_whatever_state() -> None:
     assert replicas_listed("\n".join([*masters, *own, other])) == 1
     assert replicas_listed("\n".join([masters[0], *own])) == 2
     assert replicas_listed("broken line\n") == 0
+
+
+def test_replicas_that_are_spread_evenly_count_once() -> None:
+    masters = [
+        "aa 10.0.0.1:7000@17000 myself,master - 0 0 1 connected 0-100",
+        "bb 10.0.0.2:7000@17000 master - 0 0 1 connected 101-200",
+    ]
+    own = ["dd 10.0.0.4:7000@17000 slave aa 0 1 1 connected", "ee 10.0.0.4:7001@17000 slave,fail aa 0 1 1 disconnected"]
+    old = "cc 10.0.0.3:7000@17000 master,fail - 0 0 1 disconnected"
+    empty = "ff 10.0.0.3:7001@17000 master - 0 0 1 connected"
+    assert replicas_spread("\n".join([*masters, *own])) == 1
+    assert replicas_spread("\n".join([*masters, own[0], empty])) == 0, "an empty master is no replica"
+    assert replicas_spread("\n".join([*masters, own[0], old])) == 1, "one that was failed over comes back as one"
+    assert replicas_spread("\n".join([masters[0], *own, old])) == 3
+    assert replicas_spread("broken line\n") == 0
 
 
 def test_the_worst_comes_first() -> None:

@@ -18,8 +18,7 @@ import shardq
 from shardq.core.servers import nodes_away
 from shardq.ops.exporter import QueueReader
 from shardq.ops.local_cluster import LocalCluster, LocalServer
-from shardq.runtime import client as client_module
-from shardq.runtime import grants
+from shardq.runtime import grants, replica_watch
 from shardq.storage.nodes import node_command, node_info
 from tests.runtime.harness import GROUP, owners, running, until
 
@@ -71,7 +70,7 @@ async def test_replicas_that_are_gone_for_good_are_waited_for_until_they_are_for
     cluster: LocalCluster, queue_name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A client and its producer live on after that, and go without them; one that asked for replicas does not."""
-    monkeypatch.setattr(client_module, "COUNT_REPLICAS_EVERY_S", 0.2)
+    monkeypatch.setattr(replica_watch, "COUNT_REPLICAS_EVERY_S", 0.2)
     masters = [server for server in cluster.processes if not is_replica(server)]
     gone = replicas(cluster)
     names = [str(node_command(server.host, server.port, "CLUSTER", "MYID")) for server in gone]
@@ -110,7 +109,7 @@ def text(cluster: LocalCluster, node: int) -> object:
 async def test_the_first_replica_is_waited_for_from_then_on(
     server_binary: Path, queue_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "COUNT_REPLICAS_EVERY_S", 0.2)
+    monkeypatch.setattr(replica_watch, "COUNT_REPLICAS_EVERY_S", 0.2)
     with LocalCluster(2, 0, None, server_binary) as cluster:
         first, second = cluster.processes
         await anyio.to_thread.run_sync(give_all_slots, first, second)
