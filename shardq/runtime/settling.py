@@ -67,7 +67,7 @@ class Settling:
         if source is not None:
             limits = limits._replace(batch_messages=source.most_in_batch(limits.batch_messages))
         buffers = [ShardBuffer(self, index, shard.id, shards[shard.id]) for index, shard in enumerate(table.shards)]
-        self._filler = Filler(buffers, table, limits)
+        self._filler = Filler(buffers, table, limits, cluster.node_of)
         self._rerouting: Rerouting | None = None
         self._space: anyio.Event | None = None
         self._unreported: dict[PendingBatch, None] = {}
@@ -217,7 +217,7 @@ class Settling:
         if self._meters is not None:
             self._measure(self._meters, batch, error)
         self._filler.left(batch)
-        self._filler.holding.call_ended()
+        self._filler.holding.call_ended(batch.shard)
         if error is not None:
             self._failed_batches += 1
             self._unreported[batch] = None

@@ -11,7 +11,7 @@ Invariants:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from time import monotonic
 from typing import Any
@@ -26,7 +26,7 @@ from shardq.errors import InvalidKey
 from shardq.runtime.batches import PendingBatch
 from shardq.runtime.buffers import ShardBuffer
 from shardq.runtime.filling import MESSAGE_OVERHEAD_BYTES, SURROGATES, Filling, Limits
-from shardq.runtime.holding import Holding
+from shardq.runtime.holding import Holding, Node
 from shardq.runtime.routes import Segment
 
 CHUNK = 2000
@@ -42,10 +42,16 @@ Staged = tuple[list[Key], list[Any], list[int]]
 
 
 class Filler(Filling):
-    """The one that fills the batches of `shards`, which stand in the order of the table."""
+    """The one that fills the batches of `shards`, which stand in the order of the table. `node_of` as in holding.py."""
 
-    def __init__(self, shards: Sequence[ShardBuffer], table: RoutingTable, limits: Limits) -> None:
-        self.holding = Holding()
+    def __init__(
+        self,
+        shards: Sequence[ShardBuffer],
+        table: RoutingTable,
+        limits: Limits,
+        node_of: Callable[[int], Node | None] = lambda _: None,
+    ) -> None:
+        self.holding = Holding(node_of)
         self._room = 0
         self._chunks: list[tuple[int, list[int]]] = []  # when, and how many each shard had then; some of it is staged
         self.put_messages = 0  # by put_chunk, ever

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import anyio
@@ -120,6 +120,16 @@ class InstantStore:
         request.settle([b"OK", b"%d-0" % self.calls])
 
 
+class ThreeMasters:
+    """In place of a producer's cluster: each has a third of the slots."""
+
+    def __init__(self) -> None:
+        self._nodes = [SimpleNamespace(name=f"master-{number}") for number in range(3)]
+
+    def node_of(self, slot: int) -> SimpleNamespace:
+        return self._nodes[slot * 3 // 16384]
+
+
 @dataclass(frozen=True, slots=True)
 class Rig:
     producer: Producer
@@ -131,8 +141,9 @@ def instant_producer(shards: int) -> Rig:
     table = RoutingTable.equal(shards)
     keys = {shard.id: Keys("shardq", "q").shard(shard.id, shard.tag) for shard in table.shards}
     nothing: Any = None
+    cluster: Any = ThreeMasters()
     producer = Producer(
-        nothing,
+        cluster,
         table,
         keys,
         None,

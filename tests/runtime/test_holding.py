@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -36,17 +37,24 @@ class Held(Sent):
 
     confirm = None
 
-    def __init__(self, shards: int) -> None:
+    def __init__(self, shards: int, nodes: int = 1) -> None:
         super().__init__(shards, WIDE)
+        self._masters = [SimpleNamespace(name=f"n{node}") for node in range(nodes)]
+        for shard in self.shards:
+            shard.slot = shard.index
+        self.filler.holding = holding.Holding(self.node_of)
         self.stored: dict[str, list[int]] = {}
         self.calls = 0
+
+    def node_of(self, slot: int) -> holding.Node:
+        return self._masters[slot % len(self._masters)]
 
     def ended(self, batch: Any, error: Exception | None, _entries: tuple[str, ...]) -> None:
         assert error is None
         for key, value in zip(batch.keys, batch.values, strict=True):
             self.stored.setdefault(key, []).append(int(value))
         self.filler.left(batch)
-        self.filler.holding.call_ended()
+        self.filler.holding.call_ended(batch.shard)
         batch.end(None, ())
 
     def restart(self, shard: ShardBuffer) -> None:
@@ -77,22 +85,26 @@ def in_order(given: list[tuple[str, bytes]]) -> dict[str, list[int]]:
     return wanted
 
 
-async def test_with_few_shards_nothing_waits() -> None:
+@pytest.mark.parametrize("nodes", [1, 3, AT_ONCE - 1])
+async def test_with_few_shards_nothing_waits(nodes: int) -> None:
+    """However they are spread over the nodes."""
     sent = Held(AT_ONCE)
+    sent.filler.holding = holding.Holding(lambda slot: SimpleNamespace(name=f"n{min(slot, nodes - 1)}"))
     with sent.filler.holding.on():
         assert not sent.filler.put_chunk(iter(numbered(1000)))
         assert len(sent.started) == AT_ONCE
 
 
-async def test_with_many_only_so_many_calls_are_under_way_and_the_others_gather() -> None:
-    sent, given = Held(MANY), numbered(40_000)
-    source = iter(given)
+@pytest.mark.parametrize("nodes", [1, 2, 3])
+async def test_with_many_only_so_many_calls_are_under_way_and_the_others_gather(nodes: int) -> None:
+    sent, given = Held(MANY, nodes), numbered(40_000)
+    source, at_once = iter(given), -(-AT_ONCE // nodes) * nodes
     with sent.filler.holding.on():
         while sent.filler.put_chunk(source):
-            assert len(sent.started) <= AT_ONCE
+            assert len(sent.started) <= at_once
             sent.answer_all()
         under_way = len(sent.started)
-    assert under_way <= AT_ONCE < len(sent.started), "those that waited go when the send is over"
+    assert under_way <= at_once < len(sent.started), "those that waited go when the send is over"
     sent.answer_all()
     assert sent.stored == in_order(given)
     assert sent.filler.buffered_bytes == 0
@@ -108,6 +120,54 @@ async def test_who_waits_longest_is_next() -> None:
             turns += sent.started
             sent.answer_all()
         assert len(set(turns[:MANY])) == MANY
+
+
+@pytest.mark.parametrize("nodes", [2, 3, 5])
+async def test_a_node_that_does_not_answer_holds_up_no_shard_of_another(
+    monkeypatch: pytest.MonkeyPatch, nodes: int
+) -> None:
+    """However long it lasts; time stands still here, so that nothing goes because it waited for long."""
+    for module in (staging, holding):
+        monkeypatch.setattr(module, "monotonic", lambda: 100.0)
+    sent, given = Held(MANY, nodes), numbered(40_000)
+    source, share = iter(given), -(-AT_ONCE // nodes)
+
+    def of_slow(shard: ShardBuffer) -> bool:
+        return sent.node_of(shard.slot).name == "n0"
+
+    def answer_others() -> None:
+        for shard in [shard for shard in sent.started if not of_slow(shard)]:
+            sent.answer(shard)
+
+    with sent.filler.holding.on():
+        while sent.filler.put_chunk(source):
+            assert sum(map(of_slow, sent.started)) <= AT_ONCE
+            assert len(sent.started) <= AT_ONCE + (nodes - 1) * share
+            answer_others()
+        with sent.filler.holding.paced():
+            while any(not of_slow(shard) for shard in sent.started):
+                answer_others()
+        slow = {key for key, _ in given if of_slow(sent.filler.shard_of(key))}
+        assert sent.stored == {key: values for key, values in in_order(given).items() if key not in slow}
+        assert share <= sum(map(of_slow, sent.started)) <= AT_ONCE
+    sent.answer_all()
+    sent.answer_all()
+    assert sent.stored == in_order(given)
+
+
+async def test_a_shard_that_changes_its_node_goes_on() -> None:
+    """What waited for the old one goes with the next chunk, or as calls of the old one end."""
+    sent, moved, given = Held(MANY, 2), False, numbered(40_000)
+    before = sent.node_of
+    sent.filler.holding = holding.Holding(lambda slot: None if moved else before(slot))
+    source = iter(given)
+    with sent.filler.holding.on():
+        while sent.filler.put_chunk(source):
+            moved = True
+            sent.answer_all()
+    while sent.started:
+        sent.answer_all()
+    assert sent.stored == in_order(given)
 
 
 async def test_a_message_that_is_waited_for_takes_what_its_shard_holds_along() -> None:
