@@ -179,6 +179,10 @@ class Producer(Settling):
         Memory stays within `max_buffered_bytes` however many there are. With more than 16 shards a message may
         wait up to a second for others of its shard, while more are taken from a plain iterable.
 
+        A plain iterable runs in the event loop's thread, hundreds of messages or more at a time: while it waits (for a
+        file, a query, a socket) nothing else of the program does anything, workers' leases are not renewed either.
+        Where taking the next one may wait, give an async iterable.
+
         When a batch fails no more are taken and NotStored says how many are not (known to be) stored. A message that
         can't be sent raises as in `send`, once all before it are stored; a note on the error says how many those are.
         Each batch is stored or given up within `delivery_timeout` and one try, so an outage ends the call no later than

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from shardq.core import records
@@ -381,3 +382,36 @@ async def test_what_a_source_gave_before_it_broke_is_stored() -> None:
     await producer.flush()
     assert producer.buffered_bytes == 0
     assert not store.waiting
+
+
+async def test_a_plain_iterable_is_taken_many_at_a_time_and_an_async_one_lets_others_go_on() -> None:
+    """As the docstring of send_many says, which is why a plain one must not wait."""
+    turns, seen = 0, list[int]()
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    def plain() -> Iterator[tuple[str, bytes]]:
+        for pair in numbered(2000):
+            seen.append(turns)
+            yield pair
+
+    async def waits() -> AsyncIterator[tuple[str, bytes]]:
+        for pair in numbered(2000):
+            await anyio.lowlevel.checkpoint()
+            seen.append(turns)
+            yield pair
+
+    producer = instant_producer(3).producer
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(others)
+        await anyio.lowlevel.checkpoint()
+        await producer.send_many(plain())
+        assert len(set(seen)) <= 2000 / staging.STRETCH
+        seen.clear()
+        await producer.send_many(waits())
+        assert len(set(seen)) == 2000
+        tasks.cancel_scope.cancel()
