@@ -86,7 +86,7 @@ class Session:
         known = self.appetite.entry_bytes
         entry = known or self.account.first_entry_bytes
         needs = self.appetite.needs(messages_max - self.hand.outstanding, entry)
-        pledge = self.account.ask(needs, int(entry))
+        pledge = self.account.ask(needs, int(known))
         if not known and 0 < pledge < needs:
             return 1
         return min(entries, int(pledge / entry) or 1) if pledge else 0

@@ -131,6 +131,62 @@ def test_a_shard_should_hold_what_a_step_brings_or_its_part() -> None:
     assert one.account.most == STEP_BYTES
 
 
+def test_what_one_shard_holds_for_ever_leaves_each_other_half_its_part() -> None:
+    """Whatever it asks for, and though all others are as greedy."""
+    budget = Budget(1000)
+    them = shards(budget, 10)
+    budget.first_entry_bytes = 10.0
+    for _ in range(20):
+        for shard in them:
+            shard.fetch(400)
+    assert all(shard.held >= 50 for shard in them)
+    assert 900 <= budget.used <= 1000
+
+
+def test_with_entries_as_large_as_that_half_of_the_room_is_for_shards_that_hold_nothing() -> None:
+    budget = Budget(1000)
+    one, *others = shards(budget, 100)
+    budget.first_entry_bytes = 100.0
+    while one.fetch(1000):
+        pass
+    assert one.held == 500
+    assert [other.account.ask(100, 100) for other in others[:6]] == [100] * 5 + [0]
+
+
+def test_who_holds_nothing_comes_before_those_that_hold_something() -> None:
+    budget = Budget(100)
+    full, one, empty = shards(budget, 3)
+    assert full.fetch(60, came=60)
+    assert one.fetch(40, came=40)
+    assert not one.fetch(20)
+    assert not empty.fetch(20)
+    assert budget.contended
+    full.held = 40
+    full.account.settle(40)
+    assert (one.turns, empty.turns) == (0, 1)
+    empty.came(0)
+    one.finish()
+    assert one.turns == 1, "it holds nothing any more"
+    full.account.close()
+    empty.account.close()
+    one.account.close()
+    assert (budget.used, budget.pledged, budget.contended) == (0, 0, False)
+
+
+def test_who_does_not_know_its_entries_waits_for_what_they_are_taken_for_when_its_turn_has_come() -> None:
+    budget = Budget(100)
+    one, other = shards(budget, 2)
+    budget.shards = 100
+    assert one.fetch(100, came=100)
+    assert other.account.ask(90, 0) == 0
+    budget.first_entry_bytes = 60.0
+    one.came(-50)
+    assert other.turns == 0
+    budget.first_entry_bytes = 50.0
+    one.came(-1)
+    assert other.account.pledge == 50
+
+
 @given(
     most=st.integers(1, 2000),
     count=st.integers(1, 12),

@@ -15,6 +15,7 @@ from shardq.errors import UsageError
 from shardq.ops.local_cluster import LocalCluster
 from shardq.runtime import owner
 from shardq.runtime.shard import OwnedShard
+from tests.runtime.harness import until
 
 # What a worker holds is counted in the worker; what it reads from each kind of server is tested in tests/storage.
 pytestmark = [pytest.mark.anyio, pytest.mark.server_kinds("redis8")]
@@ -38,6 +39,9 @@ class Held:
                 held.shards.append(self)
 
         monkeypatch.setattr(owner, "OwnedShard", Watched)
+
+    def now(self) -> int:
+        return sum(shard.hand.held_bytes for shard in self.shards if not shard.lost)
 
     def look(self) -> None:
         sizes = [shard.hand.held_bytes for shard in self.shards if not shard.lost]
@@ -130,6 +134,42 @@ async def test_no_shard_starves_beside_one_that_is_never_through(
             await worker.run(client)
     assert len(stuck) == 2
     assert len(handled) == 398
+    assert held.most <= SLACK * 1024 * KIB
+
+
+@pytest.mark.parametrize("hot", [1, 3])
+async def test_no_shard_starves_beside_keys_that_are_never_through(
+    cluster: LocalCluster, queue_name: str, monkeypatch: pytest.MonkeyPatch, hot: int
+) -> None:
+    """The first handler of a key never ends, and there are more messages of that key than the worker may hold: they
+    are fetched, and wait for it. So in some shards, of which none has anything else; all others go on."""
+    held, handled, stuck = Held(monkeypatch), set[str](), set[int]()
+    worker = shardq.Worker(queue_name, group=GROUP, buffer_bytes=1024 * KIB, concurrency=8, drain_limit=0.0)
+
+    @worker.handler
+    async def handle(message: shardq.Message) -> None:
+        held.look()
+        if message.shard < hot:
+            stuck.add(message.shard)
+            await anyio.sleep_forever()
+        handled.add(str(message.key))
+
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=8)
+        await queue.open_group(GROUP)
+        keys = [f"k{number}" for number in range(400)]
+        stuck_keys = [next(key for key in keys if queue.place_of(key) == queue.shards[shard]) for shard in range(hot)]
+        places = [queue.shards[shard] for shard in range(hot)]
+        others = [key for key in keys if queue.place_of(key) not in places]
+        async with queue.producer(max_batch_bytes=32 * KIB) as producer:
+            await producer.send_many((key, os.urandom(16 * KIB)) for key in stuck_keys * 100)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(worker.run, client)
+                await until(lambda: len(stuck) == hot, 20, "the handlers that never end")
+                await until(lambda: held.now() > 300 * KIB, 20, "the messages behind them to be in hand")
+                await producer.send_many((key, os.urandom(16 * KIB)) for key in others)
+                await until(lambda: handled == set(others), 10, "all others to be handled")
+                worker.stop()
     assert held.most <= SLACK * 1024 * KIB
 
 
