@@ -50,9 +50,10 @@ class Held:
 
 
 async def fill(client: shardq.Client, name: str, shards: int, count: int, size: int, **options: str) -> None:
+    """In entries of one size, as nearly as messages allow: so none is larger than those before it led to expect."""
     queue = await client.queue(name, shards=shards, **options)  # type: ignore[arg-type]  # as the queue declares them
     await queue.open_group(GROUP)
-    async with queue.producer() as producer:
+    async with queue.producer(max_batch_messages=max(1, 4 * KIB // size)) as producer:
         await producer.send_many((f"k{number}", os.urandom(size)) for number in range(count))
 
 
@@ -107,7 +108,7 @@ async def test_a_worker_holds_no_more_than_it_may(
         counters = await (await client.queue(queue_name)).counters([GROUP])
     assert handled == Counter({f"k{number}": 1 for number in range(count)})
     assert sum(shard.groups[GROUP].acked for shard in counters.values()) == count
-    assert 0 < held.most <= SLACK * max(budget, size)
+    assert 0 < held.most <= 1.1 * max(budget, size)  # the last entry of a shard is smaller, one that follows is not
 
 
 async def test_no_shard_starves_beside_one_that_is_never_through(
