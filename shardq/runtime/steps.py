@@ -6,12 +6,16 @@ Invariants:
   lease. Only FENCED is.
 - A step that was refused was not applied: it is sent in another form, under a new number.
 - Deletions that a step brought news of are known before anything it brought is handled.
+- What a step brought goes to the runners in the turn of the event loop in which its answer comes, ahead of this shard's
+  own loop, which is woken behind them. Nothing is taken of an answer that nobody waits for any more.
 """
 
 from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Callable
+from functools import partial
 from time import monotonic
 
 import anyio
@@ -42,6 +46,7 @@ class Steps:
 
     def __init__(self, owning: Owning, held: OwnedShard, wishes: Wishes) -> None:
         self.unanswered: Step | None = None
+        self._taken: Step | None = None  # the last step whose answer went to the runners as it came
         self._owning, self._held, self._wishes = owning, held, wishes
 
     async def step(self, limit: int, *, renew: bool, last: bool = False) -> calls.Stepped:
@@ -85,7 +90,7 @@ class Steps:
         while True:
             sent = monotonic()
             try:
-                stepped = await self._call(content, renew=renew)
+                stepped = await self._call(content, renew=renew, heard=partial(self._heard, content, sent, renew=renew))
             except (StoreError, CorruptData) as error:
                 failed = True
                 self._failed(NO_ANSWER, error)
@@ -100,7 +105,9 @@ class Steps:
                 self._owning.meters.steps.observe(monotonic() - sent)
                 return stepped, sent
 
-    async def _call(self, content: Step, *, renew: bool) -> calls.Stepped:
+    async def _call(
+        self, content: Step, *, renew: bool, heard: Callable[[calls.Stepped], None] | None = None
+    ) -> calls.Stepped:
         owning, held = self._owning, self._held
         return await calls.step(
             owning.pipes,
@@ -111,6 +118,7 @@ class Steps:
             renew=renew,
             wait=content.entries_max > 0,
             timeout_s=owning.settings.lease_s,
+            heard=heard,
         )
 
     def _failed(self, what: str, error: object) -> None:
@@ -122,7 +130,6 @@ class Steps:
     # -- what was answered -----------------------------------------------------------------------------------
 
     async def _answered(self, content: Step, stepped: calls.Stepped, sent: float, *, renew: bool) -> calls.Stepped:
-        held, session, runners = self._held, self._held.session, self._owning.runners
         while stepped.status in ("EFFECT", "FULL"):
             if stepped.status == "EFFECT":
                 if not await self._redirect(content, stepped):
@@ -131,18 +138,33 @@ class Steps:
                 await self._wait_for_room()
             renew = True
             stepped, sent = await self._send(content, renew=renew)
-        session.applied(content)
-        if renew:
-            runners.resume(held, held.renewed(sent))
-        if stepped.status == "OK" and stepped.fetched.marks != session.marks_version:
-            await self._load_marks()
-        now = monotonic()
-        if stepped.status == "REPEAT":
-            session.reread(content, now)
-        else:
-            held.due_in(now, stepped.fetched.due_in_ms)
-            runners.deliver(held, session.receive(content, stepped.fetched, now))
+        if self._taken is not content:
+            self._applied(content, sent, renew=renew)
+            if stepped.status == "REPEAT":
+                self._held.session.reread(content, monotonic())
+            else:
+                if stepped.fetched.marks != self._held.session.marks_version:
+                    await self._load_marks()
+                self._deliver(content, stepped)
         return stepped
+
+    def _heard(self, content: Step, sent: float, stepped: calls.Stepped, *, renew: bool) -> None:
+        """In the turn in which the answer comes. What asks for more than to be taken in is left to the shard's loop."""
+        if stepped.status == "OK" and stepped.fetched.marks == self._held.session.marks_version:
+            self.unanswered, self._taken = None, content
+            self._applied(content, sent, renew=renew)
+            self._deliver(content, stepped)
+
+    def _applied(self, content: Step, sent: float, *, renew: bool) -> None:
+        held = self._held
+        held.session.applied(content)
+        if renew:
+            self._owning.runners.resume(held, held.renewed(sent))
+
+    def _deliver(self, content: Step, stepped: calls.Stepped) -> None:
+        held, now = self._held, monotonic()
+        held.due_in(now, stepped.fetched.due_in_ms)
+        self._owning.runners.deliver(held, held.session.receive(content, stepped.fetched, now))
 
     async def _load_marks(self) -> None:
         """Tried until it is answered, like the step itself."""

@@ -8,7 +8,7 @@ that the .lua file's header states raises CorruptData.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -135,10 +135,20 @@ async def step(
     renew: bool,
     wait: bool,
     timeout_s: float,
+    heard: Callable[[Stepped], None] | None = None,
 ) -> Stepped:
-    """Commits and fetches. Raises LeaseLost when the token is not the lease's any more."""
+    """Commits and fetches. Raises LeaseLost when the token is not the lease's any more. `heard` is given the answer in
+    the turn of the event loop in which it comes, unless the caller waits no longer then."""
     data = _pack_step(shard, group, token, content, content.number, renew=renew, wait=wait)
-    return read_step(shard, group, content, await pipes.command(shard.slot, data, timeout_s=timeout_s))
+
+    def take(reply: Any) -> Stepped:
+        stepped = read_step(shard, group, content, reply)
+        if heard is not None:
+            heard(stepped)
+        return stepped
+
+    stepped: Stepped = await pipes.taken(shard.slot, data, take, timeout_s=timeout_s)
+    return stepped
 
 
 def read_step(shard: ShardKeys, group: str, content: Step, reply: Any) -> Stepped:

@@ -34,7 +34,7 @@ from shardq.errors import ClosedError, ShardqError, StoreError, StoreUnavailable
 from shardq.storage.cluster import Cluster
 from shardq.storage.commands import Confirm, Packed, pack_call
 from shardq.storage.exchange import SETTLED, Settle
-from shardq.storage.requests import Call, CallOnce, OpenCalls, Pipe, Request, Sending
+from shardq.storage.requests import Call, CallOnce, OpenCalls, Pipe, Request, Sending, TakenCall
 from shardq.storage.trouble import Trouble
 
 BACKOFF_FIRST_S = 0.02
@@ -100,7 +100,16 @@ class Pipes:
         self, slot: int, data: bytes, *, timeout_s: float = DEFAULT_TIMEOUT_S, confirm: Confirm | None = None
     ) -> Any:
         """Sends one command that is safe to repeat, already in wire form. Raises like `call`."""
-        call = Call(slot, Packed(data, False, confirm), monotonic() + timeout_s)
+        return await self._answer(Call(slot, Packed(data, False, confirm), monotonic() + timeout_s))
+
+    async def taken(
+        self, slot: int, data: bytes, take: Callable[[Any], Any], *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Any:
+        """The same where `take` is given the reply in the turn of the event loop in which it comes, unless the caller
+        waits no longer; returns, or raises, what `take` does."""
+        return await self._answer(TakenCall(slot, Packed(data), monotonic() + timeout_s, take))
+
+    async def _answer(self, call: Call) -> Any:
         sending = Sending(call)
         self._calls.add(call)
         try:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from time import monotonic
 from typing import Any, Protocol
 
@@ -82,6 +83,32 @@ class Call:
         if self.error is not None:
             raise self.error
         return self.reply
+
+
+class TakenCall(Call):
+    """A call whose reply is given to `take` in the turn of the loop in which it comes; what that returns is the outcome,
+    what it raises is raised to whoever waits. Nothing is taken once nobody waits any more: it was never answered then."""
+
+    __slots__ = ("_take", "failure")
+
+    def __init__(self, slot: int, packed: Packed, deadline: float, take: Callable[[Any], Any]) -> None:
+        super().__init__(slot, packed, deadline)
+        self._take = take
+        self.failure: Exception | None = None
+
+    def settle(self, reply: Any) -> None:
+        if self._future.done():
+            return
+        try:
+            reply = self._take(reply)
+        except Exception as error:
+            self.failure = error
+        super().settle(reply)
+
+    def outcome(self) -> Any:
+        if self.failure is not None:
+            raise self.failure
+        return super().outcome()
 
 
 class CallOnce(Call):
