@@ -36,13 +36,14 @@ class PendingBatch:
         "finished",
         "headers",
         "keys",
-        "marks",
         "moved",
         "now_ms",
         "opened_monotonic_s",
         "shard",
         "size",
+        "starts",
         "stored_as",
+        "times",
         "values",
         "waiting",
     )
@@ -52,7 +53,9 @@ class PendingBatch:
         self.keys: list[Key] = []
         self.values: list[Any] = []
         self.headers: dict[int, Headers] | None = None
-        self.marks: list[tuple[int, int]] = []
+        # From message `starts[i]` on they were sent at `times[i]`. Not in pairs: the garbage collector looks at each.
+        self.starts: list[int] = []
+        self.times: list[int] = []
         self.count = 0
         self.chunked = 0  # how many of its messages chunks brought
         self.now_ms = 0
@@ -69,13 +72,12 @@ class PendingBatch:
         self.moved: list[tuple[PendingBatch, int]] | None = None
 
     def encode(self, compression: Compression | None = None) -> bytes | bytearray:
-        count, base = len(self.keys), self.marks[0][1]
+        count, base = len(self.keys), self.times[0]
         self.count = count
         offsets: list[int] | None = None
-        if len(self.marks) > 1:
-            ends = [index for index, _ in self.marks[1:]] + [count]
+        if len(self.times) > 1:
             offsets = []
-            for (start, ms), end in zip(self.marks, ends, strict=True):
+            for ms, start, end in zip(self.times, self.starts, (*self.starts[1:], count), strict=True):
                 offsets += [ms - base] * (end - start)
         headers = [self.headers.get(index) for index in range(count)] if self.headers else None
         batch = records.RecordBatch(base, offsets, self.keys, self.values, headers)
@@ -121,17 +123,19 @@ class PendingBatch:
         if batch.headers:
             places = {index: place for place, index in enumerate(chosen)}
             self.headers = {places[index]: own for index, own in batch.headers.items() if index in places}
-        marks, place = batch.marks, 0
-        for number, (_, ms) in enumerate(marks):
-            end = bisect_left(chosen, marks[number + 1][0]) if number + 1 < len(marks) else len(chosen)
+        place = 0
+        for ms, following in zip(batch.times, (*batch.starts[1:], None), strict=True):
+            end = len(chosen) if following is None else bisect_left(chosen, following)
             if end > place:
-                self.marks.append((place, ms))
+                self.starts.append(place)
+                self.times.append(ms)
             place = end
 
     def absorb(self, later: PendingBatch) -> None:
         """Takes the messages of a part of its shard behind its own; whoever waits for that one follows it here."""
-        count, same = len(self.keys), self.marks[-1][1] == later.marks[0][1]
-        self.marks += [(count + index, ms) for index, ms in later.marks[same:]]
+        count, same = len(self.keys), self.times[-1] == later.times[0]
+        self.starts += [count + start for start in later.starts[same:]]
+        self.times += later.times[same:]
         self.keys += later.keys
         self.values += later.values
         self.chunked += later.chunked

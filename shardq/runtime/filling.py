@@ -152,12 +152,14 @@ class Filling(Routes):
         """Notes when the messages from here on were sent."""
         if not batch.keys:
             self._open(batch, monotonic())
-        batch.marks.append((len(batch.keys), now_ms))
+        batch.starts.append(len(batch.keys))
+        batch.times.append(now_ms)
         batch.now_ms = now_ms
 
     def _open(self, batch: PendingBatch, now_s: float) -> None:
         """A batch gets its first message."""
         batch.opened_monotonic_s = now_s
         self.unsettled.add(batch)
-        batch.marks.clear()
+        batch.starts.clear()
+        batch.times.clear()
         batch.now_ms = 0

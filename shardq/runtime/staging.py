@@ -66,6 +66,7 @@ class Filler(Filling):
         self._staged: list[Staged] = [(one.staged_keys, one.staged_values, one.staged_sizes) for one in self._buffers]
         self._staged_keys = [shard.staged_keys for shard in self._shards]
         self._counts = list(map(len, self._staged_keys))  # of what is staged, by `index`, as of the last chunk
+        self._bare = [index for index, count in enumerate(self._counts) if not count]
 
     def put_chunk(self, source: Iterator[tuple[Key, Any]]) -> bool:
         """Takes a chunk of pairs; false when there are no more. Raises what the source raises, InvalidKey, InvalidValue
@@ -151,7 +152,7 @@ class Filler(Filling):
         counts = list(map(len, self._staged_keys))
         before, now, holding = self._counts, monotonic(), self.holding
         self.put_messages += sum(counts) - sum(before)
-        fresh = [index for index, (count, had) in enumerate(zip(counts, before, strict=True)) if count and not had]
+        fresh, self._bare = [i for i in self._bare if counts[i]], [i for i in self._bare if not counts[i]]
         for index in fresh:
             shard = self._shards[index]
             shard.staged, shard.staged_from = True, len(self._chunks)
@@ -186,14 +187,14 @@ class Filler(Filling):
     def gather(self, shard: ShardBuffer) -> None:
         """The same for one shard. Not to be called while a chunk is taken."""
         keys, values, sizes = shard.staged_keys, shard.staged_values, shard.staged_sizes
-        chunks = [(counts[shard.index], now_ms) for now_ms, counts in self._chunks[shard.staged_from :]]
+        chunks = self._chunks[shard.staged_from :]
         first, count = 0, len(keys)
         while first < count:
             batch = shard.open
             last, filled = self._part(batch, sizes, first)
             if not batch.keys:
                 self._open(batch, shard.staged_since_monotonic_s)
-            self._mark_part(batch, chunks, first, last)
+            self._mark_part(batch, chunks, shard.index, first, last)
             batch.keys += keys[first:last]
             batch.values += values[first:last]
             batch.chunked += last - first
@@ -206,6 +207,7 @@ class Filler(Filling):
         sizes.clear()
         shard.staged = False
         self._counts[shard.index] = 0
+        self._bare.append(shard.index)
 
     def _part(self, batch: PendingBatch, sizes: list[int], first: int) -> tuple[int, int]:
         """Where the part ends that fills the batch, the message that exceeds its bytes among it; its size with that."""
@@ -221,12 +223,20 @@ class Filler(Filling):
         return last, filled
 
     @staticmethod
-    def _mark_part(batch: PendingBatch, chunks: Sequence[tuple[int, int]], first: int, last: int) -> None:
-        """The same for messages from `first` to `last` of those that were staged: each chunk has brought all up to so
-        many, at that time."""
-        start, place = 0, len(batch.keys) - first
-        for end, now_ms in chunks:
-            if start < last and end > max(first, start) and batch.now_ms != now_ms:
-                batch.marks.append((place + max(start, first), now_ms))
-                batch.now_ms = now_ms
-            start = end
+    def _mark_part(
+        batch: PendingBatch, chunks: Sequence[tuple[int, list[int]]], index: int, first: int, last: int
+    ) -> None:
+        """Notes when the messages from `first` to `last` of those that were staged for the shard of that index were
+        sent: each chunk has brought all up to so many, at that time."""
+        start, place, known_ms = 0, len(batch.keys) - first, batch.now_ms
+        for now_ms, counts in chunks:
+            end = counts[index]
+            if end > start:  # most chunks bring a shard nothing where there are many
+                if end > first and now_ms != known_ms:
+                    batch.starts.append(place + (start if start > first else first))
+                    batch.times.append(now_ms)
+                    known_ms = now_ms
+                if end >= last:
+                    break
+                start = end
+        batch.now_ms = known_ms

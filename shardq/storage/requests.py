@@ -86,8 +86,8 @@ class Call:
 
 
 class TakenCall(Call):
-    """A call whose reply is given to `take` in the turn of the loop in which it comes; what that returns is the outcome,
-    what it raises is raised to whoever waits. Nothing is taken once nobody waits any more: it was never answered then."""
+    """A call whose reply is given to `take` in the turn of the loop in which it comes: what that returns is the
+    outcome, what it raises is raised to whoever waits. Once nobody waits any more nothing is taken."""
 
     __slots__ = ("_take", "failure")
 

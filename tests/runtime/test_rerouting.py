@@ -29,8 +29,9 @@ def batch_of(messages: list[tuple[int, bool, int]]) -> tuple[PendingBatch, list[
     batch, sent, now_ms = PendingBatch(SHARDS[0]), [], 1000
     for number, (later, headed, _) in enumerate(messages):
         now_ms += later
-        if not batch.marks or batch.marks[-1][1] != now_ms:
-            batch.marks.append((number, now_ms))
+        if not batch.times or batch.times[-1] != now_ms:
+            batch.starts.append(number)
+            batch.times.append(now_ms)
         batch.keys.append(f"k{number}")
         batch.values.append(f"v{number}")
         if headed:
