@@ -105,10 +105,10 @@ class Wire(asyncio.BufferedProtocol):
         self._alarm.set(monotonic() + within_s)
         transport.set_protocol(self)
         try:
-            if self._over:
+            if self._over or transport.is_closing():
                 raise RedisConnectionError(_CLOSED)
             if write:
-                await self._connection.send_packed_command(write, check_health=False)
+                transport.writelines(write)  # whoever waits for the answer need not wait for the last byte to leave
             await ended
         except BaseException:
             if not ended.cancel() and not ended.cancelled():

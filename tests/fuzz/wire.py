@@ -16,10 +16,17 @@ from shardq.storage.trouble import Trouble
 
 
 class _Transport:
-    """Stands for the socket."""
+    """Stands for the socket: answers what is written with what it was given, then breaks off."""
 
-    def __init__(self) -> None:
+    def __init__(self, answer: bytes) -> None:
         self.protocol: Any = asyncio.Protocol()
+        self._answer = answer
+
+    def writelines(self, _: object) -> None:
+        count = len(self._answer)
+        self.protocol.get_buffer(-1)[:count] = self._answer
+        self.protocol.buffer_updated(count)
+        self.protocol.eof_received()
 
     def get_protocol(self) -> Any:
         return self.protocol
@@ -38,13 +45,10 @@ class _Transport:
 
 
 class _Connection:
-    """Answers what it was given, then breaks off."""
-
     is_connected = False
 
     def __init__(self, answer: bytes) -> None:
-        self._answer = answer
-        self._writer = SimpleNamespace(transport=_Transport())
+        self._writer = SimpleNamespace(transport=_Transport(answer))
         self._parser = SimpleNamespace(parse_error=BaseParser.parse_error)
 
     async def connect(self) -> None:
@@ -52,13 +56,6 @@ class _Connection:
 
     async def disconnect(self, **_: Any) -> None:
         pass
-
-    async def send_packed_command(self, *_: Any, **__: Any) -> None:
-        protocol = self._writer.transport.protocol
-        count = len(self._answer)
-        protocol.get_buffer(-1)[:count] = self._answer
-        protocol.buffer_updated(count)
-        protocol.eof_received()
 
 
 class _Node:
