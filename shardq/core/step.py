@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from shardq.core.effects import Effect
 from shardq.core.message import Batch, Message
@@ -56,8 +57,7 @@ class Step:
     room: tuple[int, int, int] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
+class Fetched(NamedTuple):
     """What a step brought. `progress` is that of pending entries, which come before new ones. `due_in_ms`: until a
     delayed message is due; None when none waits. `left`: what there may be still, LEFT_PENDING, LEFT_NEW or
     LEFT_NOTHING."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from shardq.storage.commands import EMPTY, Confirm, Packed, pack_call
 from shardq.storage.keys import ShardKeys
@@ -49,8 +49,7 @@ def pack_append_each(
     return Packed(pack_call("append_each", keys, args), False, confirm)
 
 
-@dataclass(frozen=True, slots=True)
-class Appended:
+class Appended(NamedTuple):
     """`status` is OK, SEALED, FULL, MISSING or STALE; `entries` the entry id, or the id of each message, when OK;
     `overflow` what the queue says of FULL."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from shardq.core.step import LEFT_NEW, LEFT_NOTHING, LEFT_PENDING, NEW, Fetched, Step
 from shardq.errors import LeaseLost, UnknownQueue
@@ -49,8 +49,7 @@ def missing_shard(shard: ShardKeys) -> str:
 NOTHING = Fetched()
 
 
-@dataclass(frozen=True, slots=True)
-class Stepped:
+class Stepped(NamedTuple):
     """`status` OK, REPEAT (applied before, nothing fetched now), EFFECT (effect number `effect` was refused for `why`,
     nothing else was done) or FULL (the queue that effect sends to is full, nothing was done). `heir` is the nonce of
     one that is ready."""

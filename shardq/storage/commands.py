@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import hiredis
 
@@ -53,8 +53,7 @@ def confirm_fsync(replicas: int) -> Confirm:
     return Confirm(pack_command("WAITAOF", 1, replicas, FSYNC_TIMEOUT_MS), replicas, fsync=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Packed:
+class Packed(NamedTuple):
     """One call on the wire."""
 
     data: bytes
