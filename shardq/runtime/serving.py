@@ -56,7 +56,7 @@ class Serving:
                     return await hand_over(self._owning, held, wishes, heir_ready=self._heir_ready)
                 self._hurry(now - drain_from)
             else:
-                if await keep_time(self._owning, held, now):
+                if held.keeps_time(now) and await keep_time(self._owning, held, now):
                     self._caught_up = False
                 self._ask_for_items(now)
             pause = self._until_due(now)

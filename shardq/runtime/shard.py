@@ -144,6 +144,10 @@ class OwnedShard(Ownership):
         due = float("inf") if due_in_ms is None else now_s + due_in_ms / 1000
         self.promote_at_monotonic_s = max(due, self.promoted_at_monotonic_s + PROMOTE_PAUSE_S)
 
+    def keeps_time(self, now_s: float) -> bool:
+        """Whether anything of it is due that comes with time (timekeeping.py)."""
+        return now_s >= self.promote_at_monotonic_s or now_s >= self.tidy_at_monotonic_s
+
     def promoted(self, now_s: float, next_ms: int | None) -> None:
         """What was due is in the stream now."""
         self.promoted_at_monotonic_s = now_s

@@ -19,7 +19,8 @@ HEIR_PATIENCE_S = 2.0
 
 class Wishes:
     """`held` is the lease, while there is one. `rung`: a message came, or the lease moved; `stands`: the bell can be
-    heard from now on. Whoever looks at these two puts them out. `called` is set at anything new."""
+    heard from now on. Whoever looks at these two puts them out. `called` is set at anything new while there is no
+    lease."""
 
     def __init__(self, keys: ShardKeys, nonce: str, pipes: Pipes) -> None:
         self.held: OwnedShard | None = None
@@ -71,6 +72,7 @@ class Wishes:
         self._rouse()
 
     def _rouse(self) -> None:
-        self.called.set()
         if self.held is not None:
             self.held.wake()
+        else:
+            self.called.set()

@@ -113,7 +113,8 @@ class Subscription:
 def _told(reply: Any) -> Told:
     match reply:
         case [b"smessage", bytes() as channel, bytes() as payload]:
-            return Told("message", _text(channel), _text(channel), payload)
+            name = _text(channel)
+            return Told("message", name, name, payload)
         case [b"pmessage", bytes() as pattern, bytes() as channel, bytes() as payload]:
             return Told("message", _text(pattern), _text(channel), payload)
         case [b"ssubscribe" | b"psubscribe", bytes() as channel, *_]:
