@@ -45,6 +45,9 @@ class _Answer:
     async def call(self, *_: Any, **__: Any) -> Any:
         return self._reply
 
+    async def taken(self, _slot: int, _data: bytes, take: Callable[[Any], Any], **_: Any) -> Any:
+        return take(self._reply)
+
     async def command(self, *_: Any, **__: Any) -> Any:
         return self._reply
 
