@@ -17,6 +17,8 @@ import pytest
 
 import shardq
 from shardq.ops.local_cluster import LocalCluster
+from shardq.runtime.serving import Serving
+from shardq.storage import calls
 from shardq.storage.commands import pack_command
 from tests.runtime.harness import backlog, check_equation, drained, running, until
 from tests.runtime.proxy import proxied
@@ -70,6 +72,31 @@ async def test_a_failing_message_is_tried_again_five_times_and_kept(cluster: Loc
         assert await total(queue, "acked") == 4
         assert await total(queue, "retried") == 7
         await check_equation(queue)
+
+
+async def test_handlers_begin_before_the_shards_own_loop_goes_on(
+    cluster: LocalCluster, queue_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, happened, note = shardq.Worker(queue_name, group=GROUP), [], Serving._note
+
+    def noted(self: Serving, stepped: calls.Stepped, limit: int) -> None:
+        if stepped.fetched.entries:
+            happened.append("the loop")
+        note(self, stepped, limit)
+
+    @worker.handler
+    async def handle(message: shardq.Message) -> None:
+        happened.append(message.value)
+
+    monkeypatch.setattr(Serving, "_note", noted)
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=1)
+        await queue.open_group(GROUP)
+        async with running(client, worker), queue.producer() as producer:
+            for value in range(5):
+                await producer.send(value)
+                await until(lambda value=value: value in happened and happened[-1] == "the loop", 30, "the handler")
+    assert happened == [what for value in range(5) for what in (value, "the loop")]
 
 
 async def test_failures_that_can_not_be_described_become_dead_letters_too(
