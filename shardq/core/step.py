@@ -5,7 +5,7 @@ goes in is decided in core/session.py, how it is written in storage/calls.py, wh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from shardq.core.effects import Effect
@@ -45,15 +45,15 @@ class Step:
     finished: list[Batch]
     partial: list[tuple[Batch, bytes]]
     dead: list[tuple[int, bytes]]
-    puts: list[Put] = field(default_factory=list)
-    drops: list[int] = field(default_factory=list)
-    gets: list[int] = field(default_factory=list)
-    jobs: list[tuple[str, int, bytes]] = field(default_factory=list)
-    effects: list[tuple[Message, Effect]] = field(default_factory=list)
-    lanes: list[str | None] = field(default_factory=list)
+    puts: Sequence[Put] = ()  # these are rare: none costs a list in each step
+    drops: Sequence[int] = ()
+    gets: Sequence[int] = ()
+    jobs: Sequence[tuple[str, int, bytes]] = ()
+    effects: Sequence[tuple[Message, Effect]] = ()
+    lanes: Sequence[str | None] = ()
     seen: bytes | None = None
-    untouched: list[str] = field(default_factory=list)
-    ungets: list[int] = field(default_factory=list)
+    untouched: Sequence[str] = ()
+    ungets: Sequence[int] = ()
     room: tuple[int, int, int] | None = None
 
 
