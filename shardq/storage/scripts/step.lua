@@ -90,32 +90,40 @@ local function step_known(args, put, next_item)
   return true
 end
 
+-- Returns how many entries are pending no more.
 local function step_acknowledge(keys, args, list)
+  local acked = 0
   for first = list.first, list.first + list.size - 1, 1000 do
     local last = math.min(first + 999, list.first + list.size - 1)
-    redis.call('XACK', keys[1], args[1], unpack(args, first, last))
+    acked = acked + redis.call('XACK', keys[1], args[1], unpack(args, first, last))
     local fields = {}
     for index = first, last do fields[#fields + 1] = 'x:' .. args[index] end
     redis.call('HDEL', keys[3], unpack(fields))
   end
+  return acked
 end
 
--- Notes in meta how far this group is, for those who trim, and for the appends of a queue that is full. Returns the first
--- entry that it has not finished, if that was looked for.
-local function step_tell(keys, group, lease, changes, done)
-  local floor = nil
+-- The first entry that the group has not finished, if that is known. `left` counts those that were pending before this
+-- step and still are: where there are none, what the step read is all that is pending.
+local function step_floor(keys, group, left, entries, last)
+  local first = left == 0 and entries[1] and entries[1][1]
+  if left > 0 then
+    local pending = redis.call('XPENDING', keys[1], group)
+    first = pending[1] > 0 and pending[2]
+  end
+  return first or (last and id_after(last))
+end
+
+-- Notes in meta how far this group is, for those who trim, and for the appends of a queue that is full. `floor` is the
+-- first entry that it has not finished, if that was looked for.
+local function step_tell(keys, group, lease, changes, floor)
   local function field(name) return whole(changes[name] or lease[name]) or 0 end
   local last = changes.last or lease.last
   local flat = {'fin:' .. group,
     decimal(field('base') + field('acked') + field('dead') - field('replayed') - field('foreign'))}
   if last then flat[3], flat[4] = 'last:' .. group, last end
-  if done then
-    local pending = redis.call('XPENDING', keys[1], group)
-    floor = pending[1] > 0 and pending[2] or (last and id_after(last))
-    if floor then flat[#flat + 1], flat[#flat + 2] = 'floor:' .. group, floor end
-  end
+  if floor then flat[#flat + 1], flat[#flat + 2] = 'floor:' .. group, floor end
   redis.call('HSET', keys[2], unpack(flat))
-  return floor
 end
 
 -- The group may just have finished a sealed shard: whoever waits at the gates of its children looks at once.
@@ -226,11 +234,13 @@ local function step_meta(values)
     children = values[9]}
 end
 
--- What would refuse a part of the step when another part is done.
+-- What would refuse a part of the step when another part is done; else nil, and how many entries are pending where that
+-- was asked.
 local function step_refused(keys, args, sections)
   if #args == 10 or (#args == 15 and sections.room.size == 1) then return wrong_type('s', keys) end
-  local refused = redis.pcall('XPENDING', keys[1], args[1]).err
-  if not refused then return nil end
+  local pending = redis.pcall('XPENDING', keys[1], args[1])
+  local refused = pending.err
+  if not refused then return nil, pending[1] end
   if string.find(refused, 'NOGROUP', 1, true) then return corrupt(keys[1] .. ' is gone, or has no group ' .. args[1]) end
   return wrong_type('s', keys) or redis.error_reply(refused)
 end
@@ -272,7 +282,7 @@ local function step(keys, args)
   if not step_known(args, sections.put, natural(lease.later_next) or 1) then
     return misuse('step was given an item that never was')
   end
-  local refused = step_refused(keys, args, sections)
+  local refused, pending = step_refused(keys, args, sections)
   if refused then return refused end
   if sections.dead.size > 0 and exhausted(keys[4]) then return corrupt(keys[4] .. ' has no ids left') end
 
@@ -290,7 +300,7 @@ local function step(keys, args)
   local changes, now = {step = args[3], renewals = renewals}, #keys > 3 and now_ms() or 0
   if acked > 0 then changes.acked = decimal((natural(lease.acked) or 0) + acked) end
   if retried > 0 then changes.retried = decimal((natural(lease.retried) or 0) + retried) end
-  if sections.done.size > 0 then step_acknowledge(keys, args, sections.done) end
+  if sections.done.size > 0 then pending = pending - step_acknowledge(keys, args, sections.done) end
   step_uncount(keys, args, sections.untouched, sections.unget)
   if sections.seen.size > 0 then changes.marks = args[sections.seen.first] end
   local part, get = sections.part, sections.get
@@ -326,7 +336,8 @@ local function step(keys, args)
   local done = sections.done.size > 0
   local floor = nil
   if done or changes.acked or changes.dead or changes.last or changes.base or changes.foreign then
-    floor = step_tell(keys, args[1], lease, changes, done)
+    floor = done and step_floor(keys, args[1], pending, entries, changes.last or lease.last)
+    step_tell(keys, args[1], lease, changes, floor)
     if meta.children then step_through(keys[2], args[1], meta.children) end
   end
   if done then step_trim(keys, args[1], meta, floor) end
