@@ -35,7 +35,8 @@ SHORT = 0.2
 @pytest.fixture(scope="module")
 def own_cluster(server_binary: Path) -> Iterator[LocalCluster]:
     """Two masters with a replica each, whose settings are changed and whose nodes are killed here."""
-    settings = {"cluster-replica-no-failover": "yes"}  # a master that is away stays away while a test looks at it
+    # A master that is away stays away while a test looks at it, and comes back with all it had.
+    settings = {"cluster-replica-no-failover": "yes", "appendfsync": "always"}
     with LocalCluster(2, 1, None, server_binary, settings=settings) as cluster:
         yield cluster
 

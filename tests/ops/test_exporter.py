@@ -233,7 +233,8 @@ async def test_an_outage_keeps_the_last_values_and_counts_errors(
 ) -> None:
     for name in ("NAMES_TIMEOUT_S", "SHARD_TIMEOUT_S", "QUEUE_TIMEOUT_S"):
         monkeypatch.setattr(exporter, name, 0.3)
-    with LocalCluster(1, 0, None, find_server(None)) as cluster:
+    # Else a killed server may lose its last two seconds: it puts off writing while its disk is busy.
+    with LocalCluster(1, 0, None, find_server(None), settings={"appendfsync": "always"}) as cluster:
         async with shardq.connect(cluster.url) as client, exporting(client) as url:
             queue = await client.queue(queue_name, shards=2)
             async with queue.producer() as producer:

@@ -113,16 +113,16 @@ end
 
 -- Tells the children of the ticks that the shard sent, and which of its groups were deleted when: of the workers that are
 -- to learn of that some look at new shards only. A group that a child has was opened anew.
-local function seal_tell(field, value, metas)
+local function seal_tell(field, value, keys)
   local ticks, group = string.sub(field, 1, 7) == 'p:cron/', string.match(field, '^gone:(.+)$')
   if not ticks and not group then return end
-  for child = 2, #metas do
-    local known = redis.call('HGET', metas[child], field)
+  for child = 2, #keys do
+    local known = redis.call('HGET', keys[child], field)
     if ticks then
-      redis.call('HSET', metas[child], field, seal_later(known, value))
-    elseif not string.find(' ' .. (redis.call('HGET', metas[child], 'groups') or '') .. ' ', ' ' .. group .. ' ', 1, true)
+      redis.call('HSET', keys[child], field, seal_later(known, value))
+    elseif not string.find(' ' .. (redis.call('HGET', keys[child], 'groups') or '') .. ' ', ' ' .. group .. ' ', 1, true)
       and (natural(known or '') or 0) < (natural(value) or 0) then
-      redis.call('HSET', metas[child], field, value)
+      redis.call('HSET', keys[child], field, value)
     end
   end
 end
