@@ -16,8 +16,8 @@ from time import monotonic
 import anyio
 
 from shardq.core.lease import Watch
-from shardq.errors import ShardqError, UnknownGroup
-from shardq.runtime.contact import Contact
+from shardq.errors import ShardqError
+from shardq.runtime.contact import Contact, group_gone
 from shardq.runtime.gates import pause_s
 from shardq.runtime.grants import GrantConfirm
 from shardq.runtime.owning import Owning
@@ -142,21 +142,19 @@ class Claim:
     async def _open_group(self) -> None:
         """The group's keys are gone. After the queue was declared anew this mends it; after a loss it says so. Raises
         UnknownGroup when somebody deleted the group, or may have so long ago that nothing tells: the worker ends."""
-        owning, what = self._owning, ""
+        owning, deleted, lost = self._owning, False, False
         try:
-            if await was_deleted(owning.pipes, self._keys, owning.group):
-                what = "was deleted while this worker ran"
-            elif self._contact.is_lost() or owning.contact.is_lost():
-                what = "is gone, and this worker stood still, or was cut off, for too long to know why"
-            else:
+            deleted = await was_deleted(owning.pipes, self._keys, owning.group)
+            lost = not deleted and (self._contact.is_lost() or owning.contact.is_lost())
+            if not deleted and not lost:
                 await open_group(owning.pipes, self._keys, owning.group, Start())
             owning.well(CANT_CONSUME, self._shard)
         except ShardqError as error:
             owning.failed(CANT_CONSUME, error, self._shard)
             await anyio.sleep(PAUSE_AFTER_ERROR_S)
-        if what:
-            group = f"group {owning.group!r} of queue {owning.queue!r}"
-            raise UnknownGroup(f"{group} {what}: start the worker again if it shall be opened anew")
+        if deleted or lost:
+            again = "start the worker again if it shall be opened anew"
+            raise group_gone(owning.queue, owning.group, "worker", deleted=deleted, again=again)
 
     async def _say_ready(self) -> None:
         owning = self._owning

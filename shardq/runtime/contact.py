@@ -11,6 +11,8 @@ from __future__ import annotations
 import sys
 import time
 
+from shardq.errors import UnknownGroup
+
 AWAY_S = 3000.0  # under the hour by more than clocks of different machines differ in it, and a tidy comes late
 
 
@@ -39,3 +41,12 @@ class Contact:
     def is_lost(self) -> bool:
         """Whether it was cut for too long, and the group not seen since."""
         return self._broke or _now_s() - self._heard_s > AWAY_S
+
+
+def group_gone(queue: str, group: str, who: str, *, deleted: bool, again: str) -> UnknownGroup:
+    """What `who` ends with: that the group was deleted, or is not there and nothing tells why; `again` says what to
+    do."""
+    what = f"was deleted while this {who} ran"
+    if not deleted:
+        what = f"is gone, and this {who} stood still, or was cut off, for too long to know why"
+    return UnknownGroup(f"group {group!r} of queue {queue!r} {what}: {again}")

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from shardq.errors import CorruptData, StoreError, UnknownGroup
-from shardq.runtime.contact import Contact
+from shardq.errors import CorruptData, StoreError
+from shardq.runtime.contact import Contact, group_gone
 from shardq.runtime.outages import Outages
 from shardq.runtime.queue import Queue
 from shardq.storage.groups import Standing, group_standing
@@ -57,11 +57,7 @@ class DeletionWatch:
             return
         if self._older is None or self._older[0] != shard:
             self._older = (shard, standing.deleted)  # each shard has a time of its own in it
-        what = ""
-        if standing.deleted and (self._seen or self._older != (shard, standing.deleted)):
-            what = "was deleted while this coordinator ran"
-        elif self._seen and self._contact.is_lost():
-            what = "is gone, and this coordinator stood still, or was cut off, for too long to know why"
-        if what:
-            group = f"group {self._group!r} of queue {self._queue.name!r}"
-            raise UnknownGroup(f"{group} {what}: start it again if it shall lead a new group of that name")
+        deleted = bool(standing.deleted) and (self._seen or self._older != (shard, standing.deleted))
+        if deleted or (self._seen and self._contact.is_lost()):
+            again = "start it again if it shall lead a new group of that name"
+            raise group_gone(self._queue.name, self._group, "coordinator", deleted=deleted, again=again)

@@ -23,6 +23,7 @@ from shardq.storage.functions import BUILD, library_source
 from shardq.storage.keys import Keys
 from shardq.storage.nodes import node_command, node_info
 from tests.runtime.harness import until
+from tests.runtime.outages_rig import KEPT
 from tests.storage.test_safety import plain_server
 
 # The oldest and the newest kind: what differs is what INFO and CONFIG know.
@@ -35,8 +36,7 @@ SHORT = 0.2
 @pytest.fixture(scope="module")
 def own_cluster(server_binary: Path) -> Iterator[LocalCluster]:
     """Two masters with a replica each, whose settings are changed and whose nodes are killed here."""
-    # A master that is away stays away while a test looks at it, and comes back with all it had.
-    settings = {"cluster-replica-no-failover": "yes", "appendfsync": "always"}
+    settings = {"cluster-replica-no-failover": "yes", **KEPT}  # a master that is away stays away while a test looks
     with LocalCluster(2, 1, None, server_binary, settings=settings) as cluster:
         yield cluster
 

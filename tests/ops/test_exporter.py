@@ -26,6 +26,7 @@ from shardq.storage.commands import pack_command
 from shardq.storage.nodes import free_ports
 from tests.cli.support import Command, Start, commands, until
 from tests.runtime import harness
+from tests.runtime.outages_rig import KEPT
 
 pytestmark = pytest.mark.anyio
 
@@ -233,8 +234,7 @@ async def test_an_outage_keeps_the_last_values_and_counts_errors(
 ) -> None:
     for name in ("NAMES_TIMEOUT_S", "SHARD_TIMEOUT_S", "QUEUE_TIMEOUT_S"):
         monkeypatch.setattr(exporter, name, 0.3)
-    # Else a killed server may lose its last two seconds: it puts off writing while its disk is busy.
-    with LocalCluster(1, 0, None, find_server(None), settings={"appendfsync": "always"}) as cluster:
+    with LocalCluster(1, 0, None, find_server(None), settings=KEPT) as cluster:
         async with shardq.connect(cluster.url) as client, exporting(client) as url:
             queue = await client.queue(queue_name, shards=2)
             async with queue.producer() as producer:

@@ -24,6 +24,7 @@ from shardq.storage.nodes import (
     node_info,
     node_slot_map,
 )
+from tests.runtime.outages_rig import KEPT
 
 HOST = "127.0.0.1"
 EVEN_RANGES = [(0, 5460), (5461, 10921), (10922, 16383)]
@@ -106,7 +107,7 @@ def test_password_and_settings_reach_every_node(server_binary: Path) -> None:
 
 
 def test_a_killed_server_comes_back_with_its_data(server_binary: Path) -> None:
-    with LocalCluster(1, 0, None, server_binary, settings={"appendfsync": "always"}) as cluster:
+    with LocalCluster(1, 0, None, server_binary, settings=KEPT) as cluster:
         (process,) = cluster.processes
         node_command(HOST, process.port, "SET", "key", "value")
         first_pid = process.pid

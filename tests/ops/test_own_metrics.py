@@ -24,12 +24,11 @@ from shardq.ops.local_cluster import LocalCluster, find_server
 from shardq.ops.metrics_page import page
 from tests.cli.support import Command, Start, commands, until
 from tests.runtime.harness import until as settled
+from tests.runtime.outages_rig import KEPT
 
 pytestmark = pytest.mark.anyio
 
 ROOT = Path(__file__).parents[2]
-# Else a killed server may lose its last two seconds, and the queue: it puts off writing while its disk is busy.
-KEPT = {"appendfsync": "always"}
 
 
 @pytest.fixture

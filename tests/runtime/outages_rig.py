@@ -12,13 +12,15 @@ from shardq.ops.local_cluster import LocalCluster
 from shardq.storage.nodes import node_info
 
 HOST = "127.0.0.1"
+# For servers that are killed and are to come back with all they had: by default one puts off writing while its disk is
+# busy, up to two seconds.
+KEPT = {"appendfsync": "always"}
 
 
 @contextmanager
 def breakable(server: Path | None = None, **settings: str) -> Iterator[LocalCluster]:
-    """Three masters that may be stopped without being declared dead, and killed without loss: by default a server puts
-    off writing while its disk is busy, up to two seconds. Without `server`, whichever kind is found: for tests in which
-    it does not matter."""
+    """Three masters that may be stopped without being declared dead, and killed without loss. Without `server`,
+    whichever kind is found: for tests in which it does not matter."""
     own = {
         "cluster-node-timeout": "60000",
         "appendfsync": "always",
