@@ -21,10 +21,22 @@ import pytest
 from hypothesis import settings
 
 from shardq.ops.local_cluster import LocalCluster, server_version
+from shardq.storage import nodes
 
 # deadline: a shared machine's pauses are no bug; print_blob: a failure says how to run its very example again.
 settings.register_profile("shardq", deadline=None, print_blob=True)
 settings.load_profile("shardq")
+
+
+def _own_ports() -> range:
+    """Of this test process alone: what it finds free, no other one takes before its servers do. Below the bus ports."""
+    count, own = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)), os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+    ports = range(nodes.PORTS.start, nodes.bus_port(nodes.PORTS.start))
+    first = ports.start + len(ports) * int(own.removeprefix("gw")) // count
+    return range(first, first + len(ports) // count)
+
+
+nodes.PORTS = _own_ports()
 
 
 def _redis7() -> Path | None:

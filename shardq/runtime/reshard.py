@@ -96,7 +96,7 @@ async def give_up(pipes: Pipes, keys: Keys) -> bool:
     if status == "HELD":
         msg = f"the reshard of queue {keys.queue!r} can't be given up any more: it is carried out within seconds"
         raise ReshardUnderWay(msg)
-    await _delete_leaving(pipes, keys, plan.given_up())
+    await delete_leaving(pipes, keys)
     return status == "OK"
 
 
@@ -257,7 +257,7 @@ async def look_after(pipes: Pipes, keys: Keys) -> dict[int, reshard.Retired]:
     Safe to call at any time, by anyone. Raises StoreError, CorruptData, UnknownQueue.
     """
     table = await read_table(pipes, keys)
-    await _delete_leaving(pipes, keys, table)
+    await delete_leaving(pipes, keys)
     stay: dict[int, reshard.Retired] = {}
     for each in table.retired:
         shard = each.shard.id
@@ -274,7 +274,7 @@ async def look_after(pipes: Pipes, keys: Keys) -> dict[int, reshard.Retired]:
             if not await reshard.forget_shard(pipes, keys, table, after, shard):
                 break  # somebody else changes the table: the next call goes on
             table = after
-            await _delete_leaving(pipes, keys, table)
+            await delete_leaving(pipes, keys)
         else:
             stay[shard] = done
     return stay
@@ -308,9 +308,13 @@ def _took_over(child: Shard, own: Shard) -> bool:
     return child.home_id == own.home_id and child.overlaps(own)
 
 
-async def _delete_leaving(pipes: Pipes, keys: Keys, table: RoutingTable) -> None:
-    """Deletes the keys of shards that no table names any more."""
-    for shard in await reshard.leaving(pipes, keys):
+async def delete_leaving(pipes: Pipes, keys: Keys) -> None:
+    """Deletes the keys of shards that no table names any more. Safe to repeat, by anyone. Raises UnknownQueue."""
+    leaving = await reshard.leaving(pipes, keys)
+    if not leaving:
+        return
+    table = await read_table(pipes, keys)  # after the notes: an older table may not know of what somebody gave up since
+    for shard in leaving:
         relatives = table.relatives(shard)
         if relatives and not await _delete_keys(pipes, keys.shard(shard, relatives[0].tag, relatives[0].home_id)):
             continue

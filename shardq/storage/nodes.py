@@ -23,6 +23,8 @@ from shardq.storage.reply import shape
 from shardq.storage.trouble import NO_REPLY
 
 SLOT_COUNT = 16384
+PORTS = range(10300, 22700)
+"""That nodes are given: with their bus ports below 32768, from where on Linux gives ports to outgoing connections."""
 Address = tuple[str, int]  # host, port
 _MEET_WITHIN_S, _POLL_S = 20.0, 0.05
 
@@ -140,8 +142,7 @@ def is_port_free(host: str, port: int) -> bool:
 def free_ports(host: str, count: int) -> list[int]:
     """Consecutive ports that nodes could listen on now; another program may still take one before they do."""
     while True:
-        # Ports and bus ports below 32768, from where on Linux gives ports to outgoing connections.
-        first = randrange(10300, 22700 - count)
+        first = randrange(PORTS.start, PORTS.stop - count)
         ports = list(range(first, first + count))
         if all(is_port_free(host, port) for port in ports):
             return ports

@@ -105,6 +105,7 @@ def test_a_signal_while_starting_leaves_nothing(start_up: Start, tmp_path: Path)
     process = start_up("--port", str(free_ports(HOST, 3)[0]))
     deadline = time.monotonic() + READY_WITHIN_S
     while not (logs := list(tmp_path.glob("shardq-*/*/server.log"))):
+        assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(signal.SIGTERM)

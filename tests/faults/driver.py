@@ -20,6 +20,8 @@ import msgspec
 import shardq
 from shardq.errors import ShardqError, UsageError
 from shardq.runtime.queue import Durability
+from shardq.runtime.reshard import delete_leaving
+from shardq.storage.reshard import leaving
 from tests.faults import final, machine
 from tests.faults.checker import Promises, Verdict, judge
 from tests.faults.clients import GROUP
@@ -324,8 +326,10 @@ class _Run:
         return await drained(await client.queue(self.queue), GROUP)
 
     async def _tidied(self, client: shardq.Client) -> bool:
-        """Whether nothing is left of what was handled."""
+        """Whether nothing is left of what was handled, nor of shards that were removed."""
         queue = await client.queue(self.queue)
+        if await leaving(client.pipes, queue.keys):
+            return False
         left = await queue.reshard()
         if left is not None and left.phase != "retired":
             return False
@@ -336,6 +340,8 @@ class _Run:
         self, resumed: float | None, drains: float | None, trouble: str, client: shardq.Client
     ) -> FinalState:
         queue = await client.queue(self.queue)
+        # Who led may have been told to end between forgetting a shard and deleting its keys: the next leader does that.
+        await delete_leaving(client.pipes, queue.keys)
         if self.settings.at_drain is not None:
             await anyio.to_thread.run_sync(self.settings.at_drain, self.lab, queue)
         left = await queue.reshard()

@@ -19,8 +19,9 @@ from shardq.errors import JobTimeout, QueueMismatch, ReshardUnderWay, StoreUnava
 from shardq.ops.local_cluster import LocalCluster
 from shardq.runtime import reshard as resharding
 from shardq.runtime.reshard_state import Unfinished
-from shardq.storage import calls, queues, schedules
+from shardq.storage import calls, queues, reshard, schedules
 from shardq.storage.commands import pack_command
+from shardq.storage.keys import Keys
 from shardq.storage.pipes import Pipes
 from tests.runtime.harness import until
 from tests.runtime.test_removal import keys_of
@@ -355,6 +356,30 @@ async def test_who_slept_while_it_was_given_up_leaves_no_keys(client: shardq.Cli
     assert not await resharding.commit(sleeper)
     assert await rig(queue, 0).command("EXISTS", *there) == 0
     assert [await state(queue, shard) for shard in (0, 1)] == ["open", "open"]
+
+
+async def test_a_plan_given_up_during_a_leaders_look_leaves_no_keys(
+    client: shardq.Client, queue_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The leader has read a table that knows nothing of the plan when it finds what is to be deleted."""
+    queue = await filled(client, queue_name)
+    plan = reshards.split(queue.table, 0)
+    read = resharding.read_table
+
+    async def read_then_wait(pipes: Pipes, keys: Keys) -> RoutingTable:
+        monkeypatch.setattr(resharding, "read_table", read)
+        table = await read(pipes, keys)
+        await resharding.begin(pipes, keys, plan)
+        assert await resharding.open_children(resharding.Work(pipes, keys, plan.to_bytes()))
+        leaving = [child.id for child in plan.children]
+        assert await reshard.end(pipes, keys, plan.to_bytes(), plan.given_up(), given_up=True, leaving=leaving) == "OK"
+        return table
+
+    monkeypatch.setattr(resharding, "read_table", read_then_wait)
+    await resharding.look_after(client.pipes, queue.keys)
+    children = [queue.keys.of(child) for child in plan.children]
+    assert [await rig(queue, 0).command("EXISTS", child.stream, child.meta) for child in children] == [0, 0]
+    assert await reshard.leaving(client.pipes, queue.keys) == []
 
 
 async def test_what_is_left_to_do_is_told(client: shardq.Client, queue_name: str) -> None:
