@@ -9,12 +9,13 @@ import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from shardq.errors import UsageError
 from shardq.ops.local_cluster import find_server
 from tests.faults.driver import Report, Settings, run
 from tests.faults.faults import FAULTS
-from tests.faults.report import NUMBERS, command_of, report_lines, schedule_lines
+from tests.faults.report import NUMBERS, SPANS, command_of, report_lines, schedule_lines
 
 __all__ = ["Report", "Settings", "run"]
 
@@ -32,6 +33,11 @@ def parser() -> argparse.ArgumentParser:
     for option, name in NUMBERS.items():
         value = getattr(defaults, name)
         made.add_argument(option, type=type(value), default=value, dest=name, help="(default: %(default)s)")
+    for option, name in SPANS.items():
+        span, words = getattr(defaults, name), ("AT_LEAST", "AT_MOST")
+        made.add_argument(
+            option, type=float, nargs=2, default=span, dest=name, metavar=words, help="seconds (default: %(default)s)"
+        )
     return made
 
 
@@ -42,6 +48,9 @@ def settings_of(arguments: Sequence[str] | None) -> Settings | None:
         return None
     seed = random.randrange(10**6) if chosen.seed is None else chosen.seed
     numbers = {name: getattr(chosen, name) for name in NUMBERS.values()}
+    numbers |= {name: tuple(getattr(chosen, name)) for name in SPANS.values()}
+    if wrong := [option for option, name in SPANS.items() if not 0 <= numbers[name][0] <= numbers[name][1]]:
+        raise UsageError(f"{', '.join(wrong)} must be two numbers, 0 or more, the smaller first.")
     if wrong := [option for option, name in NUMBERS.items() if numbers[name] < 0]:
         raise UsageError(f"{', '.join(wrong)} must be 0 or more.")
     if chosen.minutes <= 0 or not all(numbers[name] for name in ("masters", "shards", "keys", "producers", "workers")):

@@ -33,6 +33,9 @@ def command_of(settings: Settings) -> str:
     for option, name in NUMBERS.items():
         if (value := getattr(settings, name)) != getattr(defaults, name):
             words += [option, f"{value:g}"]
+    for option, name in SPANS.items():
+        if (span := getattr(settings, name)) != getattr(defaults, name):
+            words += [option, *(f"{length:g}" for length in span)]
     return shlex.join(words)
 
 
@@ -49,6 +52,9 @@ NUMBERS = {
     "--handler": "handler_s",
     "--pause": "pause_s",
 }
+
+# And those that are two: at least and at most.
+SPANS = {"--gap": "gap_s", "--lasts": "lasts_s"}
 
 
 def report_lines(report: Report) -> Iterator[str]:

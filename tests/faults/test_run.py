@@ -4,6 +4,7 @@ must be found. Longer ones are for people: `python -m tests.faults`.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 
 import shardq
 from shardq.errors import StoreError
-from tests.faults.__main__ import main
+from shardq.ops.local_cluster import find_server
+from tests.faults.__main__ import main, settings_of
 from tests.faults.clients import effects_key
 from tests.faults.driver import Report, Settings, run
 from tests.faults.lab import Lab
@@ -112,12 +114,19 @@ def test_what_is_done_behind_its_back_is_found(
     assert "sends number" in text, "the evidence tells the message's story"
 
 
+def test_the_command_repeats_the_run() -> None:
+    settings = Settings(12, seed=4, server=find_server(None), keys=7, gap_s=(0.1, 0.8), lasts_s=(0.5, 1.5))
+    words = shlex.split(command_of(settings))
+    assert settings_of(words[words.index("--minutes") :]) == settings
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["--faults", "nonsense"], "No such fault: nonsense. There are clients-"),
         (["--minutes", "0"], "must be above 0"),
         (["--workers", "-1"], "--workers must be 0 or more"),
+        (["--gap", "2", "1"], "--gap must be two numbers"),
         (["--server", "/nowhere"], "is no Redis or Valkey server"),
     ],
 )
