@@ -9,7 +9,6 @@ import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from shardq.errors import UsageError
 from shardq.ops.local_cluster import find_server
