@@ -26,6 +26,7 @@ from shardq.storage.pipes import Pipes
 
 FULL_PAUSE_FIRST_S = 0.01
 FULL_PAUSE_LAST_S = 0.5
+FULL_TRY_S = 1.0  # so long at least an answer is waited for: one that comes too late leaves open what became of it
 
 
 class Owner(Protocol):
@@ -207,9 +208,12 @@ class ShardBuffer:
 
     def _wait_for_room(self, *, blocks: bool) -> None:
         """The shard is full: the same call is made again until there is room, or the delivery timeout is over."""
+        assert self.current is not None
         pause = backoff_s(self.full_tries + 1, FULL_PAUSE_FIRST_S, FULL_PAUSE_LAST_S, random.random())
-        if blocks and monotonic() + pause < self.deadline:
+        again_s = monotonic() + pause
+        if blocks and again_s < self.current.opened_monotonic_s + self.producer.delivery_timeout_s:
             self.full_tries += 1
+            self.deadline = max(self.deadline, again_s + FULL_TRY_S)
             self.producer.pipes.submit_after(self, pause)
             return
         self._end(self._full(), ())

@@ -3,11 +3,16 @@ base."""
 
 from __future__ import annotations
 
+from math import inf
+from typing import Any
+
 import anyio
 import pytest
 
 import shardq
 from shardq.ops.local_cluster import LocalCluster
+from shardq.runtime import buffers
+from shardq.storage.cluster import Cluster
 from shardq.storage.commands import pack_command
 from shardq.storage.pipes import Pipes
 from shardq.storage.requests import Request
@@ -89,7 +94,7 @@ async def test_a_blocked_send_says_so_though_its_last_try_came_too_late(
     in_time = Pipes._submit_after
 
     async def too_late(pipes: Pipes, request: Request, pause_s: float) -> None:
-        await in_time(pipes, request, pause_s + 0.5)
+        await in_time(pipes, request, pause_s + buffers.FULL_TRY_S)
 
     monkeypatch.setattr(Pipes, "_submit_after", too_late)
     async with shardq.connect(cluster.url) as client:
@@ -99,6 +104,29 @@ async def test_a_blocked_send_says_so_though_its_last_try_came_too_late(
             with pytest.raises(shardq.QueueFull) as raised:
                 await producer.send(1, key="k")
             assert isinstance(raised.value.__cause__, shardq.StoreUnavailable)
+        assert await stored(queue) == 1
+
+
+async def test_a_blocked_send_says_so_though_its_last_answer_takes_longer_than_it_has(
+    cluster: LocalCluster, queue_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it is stored is worth more than an end in time."""
+    exchange = Cluster.exchange
+
+    async def slow(cluster: Cluster, *args: Any, within_s: float = inf, **rest: Any) -> Any:
+        with anyio.move_on_after(within_s):
+            await anyio.sleep(0.15)
+        return await exchange(cluster, *args, within_s=max(0.0, within_s - 0.15), **rest)
+
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=1, max_backlog=1)
+        async with queue.producer(delivery_timeout=0.5) as producer:
+            await producer.send(0, key="k")
+            monkeypatch.setattr(Cluster, "exchange", slow)
+            monkeypatch.setattr(buffers, "backoff_s", lambda *_: 0.3)  # the second try has 0.05 s
+            with pytest.raises(shardq.QueueFull):
+                await producer.send(1, key="k")
+            monkeypatch.undo()
         assert await stored(queue) == 1
 
 
