@@ -145,6 +145,16 @@ def test_large_notices_are_dropped_by_their_size() -> None:
     assert drain(buffer) == ["c11"], "one is held whatever its size"
 
 
+def test_long_names_of_channels_take_room_too() -> None:
+    """A pattern matches what others publish without shardq as well."""
+    buffer = Buffer(1000, 10_000)
+    for number in range(10):
+        buffer.put(Arrived("s", f"{number}".rjust(3000, "c"), b""))
+    missed, *channels = drain(buffer)
+    assert missed == Missed(("s",), 7)
+    assert [str(channel)[-1] for channel in channels] == ["7", "8", "9"]
+
+
 @given(st.lists(st.sampled_from(["put", "gap", "take"]), max_size=200), st.integers(1, 5))
 def test_each_notice_comes_out_or_is_counted(actions: list[str], limit: int) -> None:
     buffer = Buffer(limit, 10**9)
