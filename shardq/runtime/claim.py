@@ -153,8 +153,7 @@ class Claim:
             owning.failed(CANT_CONSUME, error, self._shard)
             await anyio.sleep(PAUSE_AFTER_ERROR_S)
         if deleted or lost:
-            again = "start the worker again if it shall be opened anew"
-            raise group_gone(owning.queue, owning.group, "worker", deleted=deleted, again=again)
+            raise group_gone(owning.queue, owning.group, "worker", deleted=deleted)
 
     async def _say_ready(self) -> None:
         owning = self._owning

@@ -43,10 +43,16 @@ class Contact:
         return self._broke or _now_s() - self._heard_s > AWAY_S
 
 
-def group_gone(queue: str, group: str, who: str, *, deleted: bool, again: str) -> UnknownGroup:
-    """What `who` ends with: that the group was deleted, or is not there and nothing tells why; `again` says what to
-    do."""
+_AGAIN = {
+    "worker": "start the worker again if it shall be opened anew",
+    "coordinator": "start it again if it shall lead a new group of that name",
+}
+
+
+def group_gone(queue: str, group: str, who: str, *, deleted: bool) -> UnknownGroup:
+    """What `who`, a worker or a coordinator, ends with: that the group was deleted, or is not there and nothing tells
+    why."""
     what = f"was deleted while this {who} ran"
     if not deleted:
         what = f"is gone, and this {who} stood still, or was cut off, for too long to know why"
-    return UnknownGroup(f"group {group!r} of queue {queue!r} {what}: {again}")
+    return UnknownGroup(f"group {group!r} of queue {queue!r} {what}: {_AGAIN[who]}")

@@ -24,8 +24,9 @@ from shardq.core.lease import Trust, Watch
 from shardq.core.meters import GroupMeters
 from shardq.core.plan import Plan
 from shardq.errors import CorruptData, StoreError, UnknownQueue, UsageError
-from shardq.runtime.contact import Contact
+from shardq.runtime.contact import Contact, group_gone
 from shardq.runtime.coordinator import Coordinator, Round
+from shardq.runtime.deletion import may_be_there, standing_of
 from shardq.runtime.loads import LoadSampler
 from shardq.runtime.outages import Outages
 from shardq.runtime.scheduler import Scheduler
@@ -78,6 +79,7 @@ class Member:
         self.silent: frozenset[str] = frozenset()
         self.paused = False
         self.leaving = not takes_shards
+        self._role = "worker" if takes_shards else "coordinator"
         self.contact = Contact()
         self._pipes, self._keys, self._group, self._settings = pipes, keys, group, settings
         self._table = table
@@ -159,7 +161,7 @@ class Member:
             try:
                 await self._beat()
                 self._outages.well(f"{self._label}: a heartbeat failed")
-            except (StoreError, CorruptData) as error:
+            except (StoreError, CorruptData, UnknownQueue) as error:
                 self._outages.failed(f"{self._label}: a heartbeat failed", error)
                 self._alone = False  # it is not known who comes meanwhile
             # Never longer: the others count a beat that is late.
@@ -178,9 +180,21 @@ class Member:
             if self._term:
                 await self._control("resign", [self.nonce, self._term, bell], timeout)
                 self._term = 0
-            await self._control("leave", [self.name, self.nonce, bell], timeout)
+            _, left = await self._control("leave", [self.name, self.nonce, bell], timeout)
         except (StoreError, CorruptData) as error:
             _log.warning("%s could not sign off, the others will wait its lease out: %s", self.name, error)
+            return
+        if not left:
+            await self._clear_up(bell)
+
+    async def _clear_up(self, bell: str) -> None:
+        """The last one: nothing is left of a group that is not there. One that joined just as it was deleted, or led a
+        group that nobody had opened, made its hash all the same."""
+        try:
+            if not await may_be_there(self._pipes, self._table.queue, self._group):
+                await self._control("leave", [self.name, self.nonce, bell, "1"], self._settings.leader_lease_s)
+        except (StoreError, CorruptData) as error:
+            _log.debug("%s: whether its group is there still can't be told: %s", self._label, error)
 
     @property
     def _pace_s(self) -> float:
@@ -221,7 +235,10 @@ class Member:
             balance=self._settings.balance,
             capacity=self._settings.capacity,
         )
-        if beat is None:
+        if isinstance(beat, str):
+            if beat == "GONE":
+                await self._join_again()
+                return
             msg = f"another process goes by the name {self.name!r} in group {self._group!r}: give each worker its own"
             raise UsageError(msg)
         self._beats += 1
@@ -242,6 +259,19 @@ class Member:
             if round_ is not None:
                 self._leading = True
                 self._tasks.start_soon(self._lead, round_, term)
+
+    async def _join_again(self) -> None:
+        """What this member joined is gone. It joins again where that was lost, and where the queue was declared anew;
+        of a group that was deleted nothing must come back. Raises UnknownGroup for that, UnknownQueue while there is no
+        queue."""
+        self.contact.heard()
+        standing = await standing_of(self._pipes, self._table.queue, self._group)
+        if standing is not None and not standing.registered:
+            deleted = bool(standing.deleted)
+            if deleted or self.contact.is_lost():
+                raise group_gone(self._keys.queue, self._group, self._role, deleted=deleted)
+        self._beats = 0
+        self.nudge()
 
     async def _tell_joined(self) -> None:
         """The control bell rings: a leader that was alone looks at once. If that is lost, it looks a little later."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from shardq.storage.commands import pack_command
 from shardq.storage.keys import Keys
@@ -71,6 +72,9 @@ class Beat:
     paused: bool = False
 
 
+Refusal = Literal["REPLACED", "GONE"]
+
+
 async def beat(
     pipes: Pipes,
     keys: Keys,
@@ -86,14 +90,15 @@ async def beat(
     timeout_s: float,
     balance: str = "count",
     capacity: float = 1.0,
-) -> Beat | None:
-    """One heartbeat; None when another incarnation goes under this worker's name."""
+) -> Beat | Refusal:
+    """One heartbeat. REPLACED: another incarnation goes under this worker's name. GONE: the control hash that it joined
+    is not there any more; its next heartbeat of the number 1 makes it anew."""
     state = _state(balance, capacity, leaving=leaving)
     args: list[str | bytes | int] = [worker, nonce, beats, state, term, plan_version, *watch]
     reply = await pipes.call(keys.control_slot, "beat", [keys.control(group)], args, timeout_s=timeout_s)
     with shape("beat"):
-        if reply[0] == b"REPLACED":
-            return None
+        if reply[0] in (b"REPLACED", b"GONE"):
+            return "REPLACED" if reply[0] == b"REPLACED" else "GONE"
         _, now_term, leader, leader_beats, version, plan, flat, *rest = reply  # an older build says no more than that
         found = {name.decode(): Member.parse(value) for name, value in zip(flat[::2], flat[1::2], strict=True)}
         members = {name: member for name, member in found.items() if member is not None}
@@ -104,7 +109,8 @@ async def beat(
 async def control_call(
     pipes: Pipes, keys: Keys, group: str, function: str, args: Sequence[str | bytes | int], *, timeout_s: float
 ) -> tuple[str, int]:
-    """lead, resign, plan, leave or pause: the status word and, where there is one, the term or version behind it."""
+    """lead, resign, plan, leave or pause: the status word and, where there is one, the number behind it: a term, a
+    version, how many members are left (an older build does not say)."""
     reply = await pipes.call(keys.control_slot, function, [keys.control(group)], args, timeout_s=timeout_s)
     with shape(function):
         return reply[0].decode(), int(reply[1]) if len(reply) > 1 else 0

@@ -210,6 +210,7 @@ def _calls(token: str, entries: Sequence[str]) -> list[FunctionCall]:
         FunctionCall("resign", ["control"], ["n", "1", BELL]),
         FunctionCall("plan", ["control"], ["n", "1", b"\x92", BELL, "w", "n:1:active"]),
         FunctionCall("leave", ["control"], ["w", "n", BELL]),
+        FunctionCall("leave", ["control"], ["w", "n", BELL, "1"]),
         FunctionCall("pause", ["control"], ["1", BELL]),
         FunctionCall("pause", ["control"], ["", BELL]),
         FunctionCall("take", ["control"], ["100", "1000000", "5", "150000", "10", "250000"]),

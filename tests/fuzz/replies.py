@@ -157,7 +157,7 @@ async def _beat(pipes: Pipes) -> None:
         watch=watch,
         timeout_s=1.0,
     )
-    if found is not None:
+    if isinstance(found, control.Beat):
         sorted(found.members)
 
 
@@ -241,7 +241,7 @@ REPLIES: dict[str, Reply] = {
     "append_tick": Reply(
         lambda pipes: schedules.append_tick(pipes, SHARD, "a", 60, b"", None), [[b"OK", b"1-1", b"0"]]
     ),
-    "beat": Reply(_beat, [[b"OK", b"1", b"n", b"5", b"2", b"", [b"w", b"n:5:active"]], [b"REPLACED"]]),
+    "beat": Reply(_beat, [[b"OK", b"1", b"n", b"5", b"2", b"", [b"w", b"n:5:active"]], [b"REPLACED"], [b"GONE"]]),
     "control": Reply(
         lambda pipes: control.control_call(pipes, KEYS, "g", "lead", [], timeout_s=1.0), [[b"OK", b"7"], [b"DEPOSED"]]
     ),

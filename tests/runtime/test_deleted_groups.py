@@ -6,23 +6,30 @@ from __future__ import annotations
 
 import signal
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import anyio
+import anyio.lowlevel
 import pytest
 
 import shardq
 from shardq.core import reshard as reshards
-from shardq.errors import UnknownGroup
+from shardq.errors import StoreUnavailable, UnknownGroup
 from shardq.ops.local_cluster import LocalCluster
 from shardq.runtime import contact as contacts
 from shardq.runtime import reshard as resharding
 from shardq.runtime.contact import AWAY_S, Contact
 from shardq.runtime.deletion import DeletionWatch
 from shardq.runtime.outages import Outages
+from shardq.runtime.settings import WorkerSettings
+from shardq.runtime.standalone import coordinate
 from shardq.storage import groups
 from shardq.storage.commands import pack_command
+from shardq.storage.control import control_state
 from shardq.storage.keys import ShardKeys
+from shardq.storage.nodes import node_command
 from shardq.storage.pipes import Pipes
 from tests.runtime.harness import owners, until, workers
 from tests.runtime.test_reshard import filled
@@ -182,3 +189,128 @@ def test_contact_is_lost_until_the_group_was_seen(monkeypatch: pytest.MonkeyPatc
     assert contact.is_lost(), "seen no later than it was heard"
     contact.there(ago_s=AWAY_S - 1)
     assert not contact.is_lost()
+
+
+# -- no key is left ----------------------------------------------------------------------------------------------------
+
+
+def keys_of_group(cluster: LocalCluster, queue: str) -> list[str]:
+    """Every key on every node that is the group's."""
+    found = [node_command("127.0.0.1", port, "KEYS", f"*{queue}*:g") for port in cluster.ports]
+    return sorted(str(name) for names in found for name in names)
+
+
+async def test_nothing_is_left_of_a_group_once_those_who_were_in_it_have_ended(
+    cluster: LocalCluster, client: shardq.Client, queue_name: str
+) -> None:
+    """Of two workers with shards, one that stands by and two coordinators, one of which leads. They have a limit, which
+    is kept with the members; the queue has messages still, so that there is reason to ask for leave."""
+    queue = await client.queue(queue_name, shards=2)
+    await queue.open_group("g", "latest")
+    ended = Counter[str]()
+    stops = [anyio.Event(), anyio.Event()]
+
+    async def work(name: str) -> None:
+        worker = shardq.Worker(queue_name, group="g", name=name, lease=1.0, limit="1000/s")
+        worker.handler(handle)
+        with pytest.raises(UnknownGroup, match="was deleted while this worker ran: start the worker again"):
+            await worker.run(client)
+        ended["worker"] += 1
+
+    async def handle(message: shardq.Message) -> None:
+        await anyio.lowlevel.checkpoint()
+
+    async def coordinate_(stop: anyio.Event) -> None:
+        with pytest.raises(UnknownGroup, match="was deleted while this coordinator ran: start it again"):
+            await coordinate(client, queue_name, "g", WorkerSettings(lease_s=1.0), stop)
+        ended["coordinator"] += 1
+
+    async def is_complete() -> bool:
+        state = await control_state(client.pipes, queue.keys, "g")
+        return len(state.members) == 5 and len(await owners(queue)) == 2
+
+    async with anyio.create_task_group() as tasks:
+        for stop in stops:
+            tasks.start_soon(coordinate_, stop)
+        for name in ("one", "two", "three"):
+            tasks.start_soon(work, name)
+        await until(is_complete, 20, "all to be there")
+        async with queue.producer() as producer:
+            await producer.send_many((f"k{number}", number) for number in range(500))
+        await queue.delete_group("g", force=True)
+        await until(lambda: ended.total() == 5, 30, "all to notice")
+    assert keys_of_group(cluster, queue_name) == []
+
+
+async def test_who_is_stopped_before_it_notices_leaves_nothing_either(
+    cluster: LocalCluster, client: shardq.Client, queue_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And whoever is killed: after the deletion a member writes nothing."""
+    queue = await client.queue(queue_name, shards=1)
+    await queue.open_group("g")
+    monkeypatch.setattr("shardq.runtime.deletion.LOOK_EVERY_S", 3600.0)
+    looked, stop = 0, anyio.Event()
+
+    async def cant_look(*_: object) -> groups.Standing:
+        nonlocal looked
+        looked += 1
+        raise StoreUnavailable("as if the shard's master were away")
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(coordinate, client, queue_name, "g", WorkerSettings(lease_s=0.6), stop)
+
+        async def leads() -> bool:
+            return bool((await control_state(client.pipes, queue.keys, "g")).leader)
+
+        await until(leads, 20, "the coordinator to lead")
+        monkeypatch.setattr("shardq.runtime.deletion.group_standing", cant_look)
+        await queue.delete_group("g", force=True)
+        await until(lambda: looked >= 3, 20, "some heartbeats")
+        assert keys_of_group(cluster, queue_name) == [], "killed now it leaves nothing"
+        stop.set()
+    assert keys_of_group(cluster, queue_name) == []
+
+
+async def test_a_coordinator_of_a_group_that_nobody_opened_leaves_nothing(
+    cluster: LocalCluster, client: shardq.Client, queue_name: str
+) -> None:
+    queue = await client.queue(queue_name, shards=1)
+    await queue.open_group("g")
+    await queue.delete_group("g")
+    stop = anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(coordinate, client, queue_name, "g", WorkerSettings(), stop)
+        await until(lambda: keys_of_group(cluster, queue_name) != [], 20, "the coordinator to wait for it")
+        stop.set()
+    assert keys_of_group(cluster, queue_name) == []
+
+
+async def test_a_group_whose_hash_was_lost_goes_on(client: shardq.Client, queue_name: str) -> None:
+    """As after a master that came back empty: nobody deleted it, so its members join again, and one leads."""
+    queue = await client.queue(queue_name, shards=2)
+    handled = list[int]()
+
+    async def work(name: str) -> None:
+        worker = shardq.Worker(queue_name, group="g", name=name, lease=1.0)
+
+        @worker.handler
+        async def handle(message: shardq.Message) -> None:
+            handled.append(message.value)
+
+        await worker.run(client)
+
+    async def is_complete() -> bool:
+        state = await control_state(client.pipes, queue.keys, "g")
+        return len(state.members) == 2 and state.leader != "" and len(set((await owners(queue)).values())) == 2
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(work, "one")
+        tasks.start_soon(work, "two")
+        await until(is_complete, 20, "both to have a shard")
+        await client.pipes.command(queue.keys.control_slot, pack_command("DEL", queue.keys.control("g")))
+        await until(is_complete, 20, "both to be members again")
+        async with queue.producer() as producer:
+            await producer.send_many((f"k{number}", number) for number in range(50))
+        await until(lambda: len(handled) == 50, 20, "all to be handled")
+        tasks.cancel_scope.cancel()
+    assert await client.pipes.command(queue.keys.control_slot, pack_command("EXISTS", queue.keys.control("g"))) == 1

@@ -11,10 +11,13 @@ import shardq
 from shardq.core.slots import key_slot
 from shardq.errors import GroupInUse, UnknownQueue
 from shardq.ops.local_cluster import LocalCluster
+from shardq.runtime.deletion import standing_of
 from shardq.storage import calls, removal
 from shardq.storage.commands import pack_command
+from shardq.storage.groups import Standing
 from shardq.storage.nodes import node_command
-from tests.runtime.harness import GROUP, owners, until, workers
+from shardq.storage.pipes import Pipes
+from tests.runtime.harness import GROUP, owners, running, until, workers
 from tests.runtime.judge import read_journal
 
 pytestmark = pytest.mark.anyio
@@ -157,4 +160,42 @@ async def test_a_group_that_comes_in_between_is_seen_at_the_next_look(
             with pytest.raises(GroupInUse, match="gets new groups all the time"):
                 await queue.delete()
         await queue.delete(force=True)
+        assert keys_of(cluster, queue_name) == []
+
+
+async def test_workers_that_run_on_make_nothing_of_a_deleted_queue_and_go_on_with_a_new_one(
+    cluster: LocalCluster, queue_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left, however they end: that they are stopped, or killed at any moment."""
+    seen: list[int] = []
+    looked = 0
+
+    async def look(pipes: Pipes, queue: shardq.Queue, group: str) -> Standing | None:
+        nonlocal looked
+        looked += 1
+        return await standing_of(pipes, queue, group)
+
+    monkeypatch.setattr("shardq.runtime.member.standing_of", look)
+    worker = shardq.Worker(queue_name, group=GROUP, lease=1.0, limit="1000/s")
+
+    @worker.handler
+    async def handle(message: shardq.Message) -> None:
+        seen.append(message.value)
+
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=SHARDS)
+        async with running(client, worker):
+
+            async def has_all() -> bool:
+                return len(await owners(queue)) == SHARDS
+
+            await until(has_all, 20, "the worker to have every shard")
+            await queue.delete(force=True)
+            await until(lambda: looked >= 3, 20, "heartbeats that find nothing")
+            assert keys_of(cluster, queue_name) == []
+            again = await client.queue(queue_name, shards=SHARDS)
+            async with again.producer() as producer:
+                await producer.send_many((f"k{number}", number) for number in range(20))
+            await until(lambda: len(seen) == 20, 30, "the new one's messages to be handled")
+            await again.delete(force=True)
         assert keys_of(cluster, queue_name) == []

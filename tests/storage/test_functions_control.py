@@ -6,7 +6,8 @@ import pytest
 
 from shardq.errors import StoreRefused
 from shardq.storage import control
-from shardq.storage.control import Beat, Member
+from shardq.storage.commands import pack_command
+from shardq.storage.control import Beat, Member, Refusal
 from tests.storage.rig import TIMEOUT_S, Rig
 
 pytestmark = pytest.mark.anyio
@@ -21,7 +22,7 @@ async def beat(
     term: int = 0,
     plan: int = 0,
     watch: tuple[str, ...] = ("*",),
-) -> Beat | None:
+) -> Beat | Refusal:
     return await control.beat(
         shard.pipes,
         shard.keys,
@@ -39,7 +40,7 @@ async def beat(
 
 async def seen(shard: Rig, nonce: str, beats: int, *, term: int = 0, plan: int = 0) -> Beat:
     told = await beat(shard, nonce, beats, term=term, plan=plan)
-    assert told is not None
+    assert isinstance(told, Beat)
     return told
 
 
@@ -48,6 +49,8 @@ async def command(shard: Rig, function: str, *args: str | bytes | int) -> tuple[
 
 
 async def lead(shard: Rig, nonce: str, term: int = 0, beats: int = 0) -> tuple[str, int]:
+    """As a member, which it becomes."""
+    await seen(shard, nonce, 1)
     return await command(shard, "lead", f"worker-{nonce}", nonce, term, beats)
 
 
@@ -64,20 +67,21 @@ async def test_heartbeats_show_who_is_there(shard: Rig) -> None:
         "worker-b": "b:1:active",
     }
     some = await beat(shard, "b", 2, watch=("worker-a", "worker-nobody"))
-    assert some is not None
+    assert isinstance(some, Beat)
     assert list(some.members) == ["worker-a"]
 
 
 async def test_another_incarnation_replaces_the_one_before(shard: Rig) -> None:
     await seen(shard, "old", 1)
-    assert await beat(shard, "new", 1, worker="worker-old") is not None
-    assert await beat(shard, "old", 2) is None
+    assert isinstance(await beat(shard, "new", 1, worker="worker-old"), Beat)
+    assert await beat(shard, "old", 2) == "REPLACED"
     told = await beat(shard, "new", 2, worker="worker-old")
-    assert told is not None
+    assert isinstance(told, Beat)
     assert told.members["worker-old"].nonce == "new"
 
 
 async def test_a_member_that_was_taken_for_dead_comes_back(shard: Rig) -> None:
+    await seen(shard, "a", 1)
     told = await seen(shard, "a", 5)
     (_, term) = await lead(shard, "b")
     await plan(shard, "b", term, b"p", "worker-a", told.members["worker-a"].value)
@@ -143,6 +147,8 @@ async def test_only_the_leader_of_this_term_plans(shard: Rig) -> None:
 
 
 async def test_a_member_that_moved_since_is_not_removed(shard: Rig) -> None:
+    for nonce in ("still", "moving"):
+        await seen(shard, nonce, 1)
     await seen(shard, "still", 3)
     moving = (await seen(shard, "moving", 3)).members["worker-moving"].value
     await seen(shard, "moving", 4)
@@ -154,11 +160,48 @@ async def test_a_member_that_moved_since_is_not_removed(shard: Rig) -> None:
 async def test_who_leaves_is_gone_but_not_its_successor(shard: Rig) -> None:
     await seen(shard, "a", 1)
     await seen(shard, "b", 1)
-    assert await command(shard, "leave", "worker-a", "b", shard.keys.control_bell("g")) == ("OK", 0)
+    assert await command(shard, "leave", "worker-a", "b", shard.keys.control_bell("g")) == ("OK", 2)
     assert "worker-a" in (await seen(shard, "b", 2)).members
-    assert await command(shard, "leave", "worker-a", "a", shard.keys.control_bell("g")) == ("OK", 0)
-    assert await command(shard, "leave", "worker-a", "a", shard.keys.control_bell("g")) == ("OK", 0)
+    assert await command(shard, "leave", "worker-a", "a", shard.keys.control_bell("g")) == ("OK", 1)
+    assert await command(shard, "leave", "worker-a", "a", shard.keys.control_bell("g")) == ("OK", 1)
     assert list((await seen(shard, "b", 3)).members) == ["worker-b"]
+
+
+async def is_there(shard: Rig) -> bool:
+    packed = pack_command("EXISTS", shard.keys.control("g"))
+    return bool(await shard.pipes.command(shard.keys.control_slot, packed))
+
+
+async def test_what_was_deleted_under_a_member_it_does_not_make_again_but_by_joining(shard: Rig) -> None:
+    _, term = await lead(shard, "a")
+    await seen(shard, "b", 1)
+    await shard.pipes.command(shard.keys.control_slot, pack_command("DEL", shard.keys.control("g")))
+    assert await beat(shard, "a", 2, term=term) == "GONE"
+    assert await command(shard, "lead", "worker-b", "b", 0, 0) == ("ABSENT", 0)
+    assert await plan(shard, "a", term, b"p") == ("DEPOSED", 0)
+    assert await command(shard, "resign", "a", term, shard.keys.control_bell("g")) == ("DEPOSED", 0)
+    assert await command(shard, "leave", "worker-a", "a", shard.keys.control_bell("g"), "1") == ("OK", 0)
+    assert not await is_there(shard)
+    await seen(shard, "b", 1)
+    assert await beat(shard, "a", 3, term=term) == "GONE", "others joined, and it has not yet"
+    assert list((await seen(shard, "b", 2)).members) == ["worker-b"]
+
+
+async def test_the_last_member_of_a_group_that_is_not_there_takes_the_hash_along(shard: Rig) -> None:
+    bell = shard.keys.control_bell("g")
+    _, term = await lead(shard, "a")
+    await plan(shard, "a", term, b"p")
+    await seen(shard, "b", 1)
+    assert await command(shard, "leave", "worker-a", "a", bell, "1") == ("OK", 1)
+    assert (await seen(shard, "b", 2)).plan == b"p", "somebody is there"
+    assert await command(shard, "leave", "worker-b", "b", bell) == ("OK", 0)
+    assert await is_there(shard), "the group is"
+    assert await command(shard, "pause", "1", bell) == ("OK", 0)
+    assert await command(shard, "leave", "worker-b", "b", bell, "1") == ("OK", 0)
+    assert await is_there(shard), "somebody opened it anew and paused it"
+    assert await command(shard, "pause", "", bell) == ("OK", 0)
+    assert await command(shard, "leave", "worker-b", "b", bell, "1") == ("OK", 0)
+    assert not await is_there(shard)
 
 
 async def test_a_pause_is_seen_by_every_heartbeat_until_it_ends(shard: Rig) -> None:
@@ -191,7 +234,7 @@ async def test_members_declare_balance_and_capacity_and_older_builds_read_them_a
             balance="load",
             capacity=2.5,
         )
-        assert told is not None
+        assert isinstance(told, Beat)
         return told.members["w"]
 
     assert await declared(False, 1) == Member("n", 1, False, "n:1:active:load:2.5", "load", 2.5)

@@ -20,6 +20,8 @@ PER_HOUR = parse_limit("limit", "2/h burst 8")  # nothing comes back while a tes
 
 
 async def take(shard: Rig, limit: Limit, wanted: int) -> Grant:
+    """As a worker does, of a group that has members."""
+    await control(shard, "HSET", shard.keys.control("g"), "m:w", "n:1:active")
     return await limits.take(shard.pipes, shard.keys, "g", limit, wanted, timeout_s=10)
 
 
@@ -39,6 +41,14 @@ async def test_a_full_bucket_is_given_half_by_half_and_then_no_more(shard: Rig) 
     assert 3500e6 < given[-1].again_us <= 3600e6
     assert given[0].hold_us == limit.hold_us
     assert given[0].step_us == 3600e6
+
+
+async def test_without_the_groups_hash_none_are_given_and_none_is_made(shard: Rig) -> None:
+    """It was deleted, or lost until its members join again."""
+    grant = await limits.take(shard.pipes, shard.keys, "g", PER_HOUR, 5, timeout_s=10)
+    assert (grant.given, grant.again_us > 0) == (0, True)
+    assert await control(shard, "EXISTS", shard.keys.control("g")) == 0
+    assert (await take(shard, PER_HOUR, 1)).given == 1
 
 
 async def test_no_more_is_given_than_was_asked_for(shard: Rig) -> None:

@@ -27,7 +27,7 @@ DIGEST_OF_BUILD = {
     2: "0f444019d5dbf6a04e11e112f102677928ee26d2941b62c54001cefeb6bffc2c",
     3: "427d6d87d494227ae32ae3be7a4f348b77b3ec113b512bdd01e242a9ae452c1b",
     4: "b6ceed2b8a58579c9c1a82eb257e438dcfd8b39e6a72f62da62eded1a029cc93",
-    5: "0f13f599868774a7256b29496dad736b3fa66dd610624628432bff8bc361f3a7",
+    5: "899174d4b93e4db051f32c4e2e10c945f97917f0728de48bf2c5805304afcfa4",
 }
 SCRIPTS = {path.name: path.read_text(encoding="utf-8") for path in Path(str(files("shardq.storage"))).glob("**/*.lua")}
 REGISTRATION = re.compile(r"redis\.register_function[({].*?shardq_1_(\w+)'")

@@ -3,7 +3,8 @@
 --   m:<worker>  'nonce:beats:state'     leader, leader_nonce, term, leader_beats     plan_version, plan     paused
 -- Invariants: one leader per term; the term rises at every election; only the current term's leader writes a plan, and
 -- the plan's version rises with every one. Death is told by counters that stand still on the observer's own clock,
--- never by a wall clock. allow-oom on all.
+-- never by a wall clock. A member's first heartbeat makes the hash; of members nothing else does, so it stays away once
+-- the group is deleted. allow-oom on all.
 
 -- beat: one heartbeat; the leader's own renews its leadership.
 -- KEYS   1 control hash
@@ -12,13 +13,16 @@
 -- reply  {'OK', term, leader's nonce, leader's beats, plan version, plan or '' when known, members as name, value, ...,
 --         '1' while the group is paused, else ''}
 --        {'REPLACED'}   another incarnation goes under this worker's name
+--        {'GONE'}   the hash it joined is there no more, deleted or lost, and nothing was written: it may join again
 local function beat(keys, args)
   if #keys ~= 1 or #args < 6 then return misuse('beat takes 1 key and at least 6 arguments') end
   local key, field = keys[1], 'm:' .. args[1]
   local stored = redis.call('HGET', key, field)
   if stored and args[3] ~= '1' and string.sub(stored, 1, #args[2] + 1) ~= args[2] .. ':' then return {'REPLACED'} end
-  redis.call('HSET', key, field, args[2] .. ':' .. args[3] .. ':' .. args[4])
   local state = redis.call('HMGET', key, 'term', 'leader_nonce', 'leader_beats', 'plan_version', 'paused')
+  -- Whom a leader took for dead is not there either: but then there was a term.
+  if not stored and args[3] ~= '1' and not state[1] then return {'GONE'} end
+  redis.call('HSET', key, field, args[2] .. ':' .. args[3] .. ':' .. args[4])
   if args[5] ~= '0' and state[1] == args[5] and state[2] == args[2] then
     state[3] = decimal((natural(state[3]) or 0) + 1)
     redis.call('HSET', key, 'leader_beats', state[3])
@@ -43,15 +47,16 @@ local function beat(keys, args)
   return {'OK', state[1] or '0', state[2] or '', state[3] or '0', state[4] or '0', plan, members, state[5] or ''}
 end
 
--- lead: become the leader when there is none, or when the one there stood still for a whole leader lease.
+-- lead: a member becomes the leader when there is none, or when the one there stood still for a whole leader lease.
 -- KEYS   1 control hash      ARGV   1 worker   2 nonce   3 term seen   4 leader's beats seen
--- reply  {'OK', term} | {'HELD', term, beats}
+-- reply  {'OK', term} | {'HELD', term, beats} | {'ABSENT'} it is no member (any more)
 local function lead(keys, args)
   if #keys ~= 1 or #args ~= 4 then return misuse('lead takes 1 key and 4 arguments') end
   local state = redis.call('HMGET', keys[1], 'term', 'leader_nonce', 'leader_beats')
   local held = state[2] and state[2] ~= ''
   if held and state[2] == args[2] then return {'OK', state[1]} end
   if held and not (state[1] == args[3] and state[3] == args[4]) then return {'HELD', state[1], state[3]} end
+  if not redis.call('HGET', keys[1], 'm:' .. args[1]) then return {'ABSENT'} end
   local term = next_term(state[1])
   redis.call('HSET', keys[1], 'term', term, 'leader', args[1], 'leader_nonce', args[2], 'leader_beats', '0')
   return {'OK', term}
@@ -92,15 +97,25 @@ local function plan(keys, args)
 end
 
 -- leave: a worker goes for good.
--- KEYS   1 control hash      ARGV   1 worker   2 nonce   3 control channel      reply  {'OK'}
+-- KEYS   1 control hash
+-- ARGV   1 worker   2 nonce   3 control channel   then maybe   4 '1': the group is not there (any more), so the hash goes
+--        with the last member, unless it says that a group is paused: then somebody opened that anew
+-- reply  {'OK', members that are left}
 local function leave(keys, args)
-  if #keys ~= 1 or #args ~= 3 then return misuse('leave takes 1 key and 3 arguments') end
+  if #keys ~= 1 or #args < 3 or #args > 4 then return misuse('leave takes 1 key and 3 or 4 arguments') end
   local stored = redis.call('HGET', keys[1], 'm:' .. args[1])
   if stored and string.sub(stored, 1, #args[2] + 1) == args[2] .. ':' then
     redis.call('HDEL', keys[1], 'm:' .. args[1])
     redis.call('SPUBLISH', args[3], 'member')
   end
-  return {'OK'}
+  local flat, fields, members, paused = redis.call('HGETALL', keys[1]), {}, 0, false
+  for index = 1, #flat, 2 do
+    fields[#fields + 1] = flat[index]
+    if string.sub(flat[index], 1, 2) == 'm:' then members = members + 1 end
+    paused = paused or flat[index] == 'paused'
+  end
+  if args[4] == '1' and members == 0 and not paused and #fields > 0 then redis.call('HDEL', keys[1], unpack(fields)) end
+  return {'OK', decimal(members)}
 end
 
 -- pause: workers give their leases back once what they are at is done, and take none until the group is resumed. The

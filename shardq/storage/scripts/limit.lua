@@ -11,6 +11,7 @@ do -- a Lua chunk has room for 200 locals
 
 local LIMIT_MAX = 1000000
 local LIMIT_KEPT_US = 10000000 -- a stricter limit holds so long after it was last asked with
+local LIMIT_ABSENT_US = 100000 -- when to ask again for a group whose hash is not there
 
 -- What a limit's arguments say: {count, period, capacity}; nil when they are malformed.
 local function limit_of(count, period, capacity)
@@ -47,6 +48,7 @@ end
 -- ARGV   1 count   2 period in us   3 capacity   4 us that a token is good for   5 tokens wanted   6 us ahead
 -- reply  {'OK', tokens, us until the first may be used (below 0: since when), count, period, us they are good for,
 --         us until it makes sense to ask again (0 when some were given)}
+-- Without the hash (the group was deleted, or it was lost and its members join again) none are given and nothing is made.
 local function take(keys, args)
   local limit, hold = limit_of(args[1], args[2], args[3]), natural(args[4] or '')
   local wanted, ahead = natural(args[5] or ''), natural(args[6] or '')
@@ -54,6 +56,9 @@ local function take(keys, args)
     return misuse('take takes 1 key and 6 arguments: a limit and how much of it')
   end
   local now, state = now_us(), redis.call('HMGET', keys[1], 'limit', 'limit_full')
+  if not state[1] and redis.call('EXISTS', keys[1]) == 0 then
+    return {'OK', '0', '0', decimal(limit.count), decimal(limit.period), decimal(hold), decimal(LIMIT_ABSENT_US)}
+  end
   local changes = {}
   local count, period, capacity, held, seen = string.match(state[1] or '', '^(%d+) (%d+) (%d+) (%d+) (%d+)$')
   local kept = limit_of(count, period, capacity)
