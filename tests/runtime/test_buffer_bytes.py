@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -172,6 +173,41 @@ async def test_no_shard_starves_beside_keys_that_are_never_through(
                 await until(lambda: handled == set(others), 10, "all others to be handled")
                 worker.stop()
     assert held.most <= SLACK * 1024 * KIB
+
+
+async def test_entries_larger_than_what_is_left_come_beside_handlers_that_never_end(
+    cluster: LocalCluster, queue_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One at a time beyond the bound, from two shards; and all others go on, whose handlers do not wait for them."""
+    held, handled, stuck, large = Held(monkeypatch), set[tuple[Any, bytes]](), set[int](), 700 * KIB
+    worker = shardq.Worker(queue_name, group=GROUP, buffer_bytes=1024 * KIB, concurrency=8, drain_limit=0.0)
+
+    @worker.handler
+    async def handle(message: shardq.Message) -> None:
+        held.look()
+        if message.shard < 3:
+            stuck.add(message.shard)
+            await anyio.sleep_forever()
+        handled.add((message.key, message.value[:2]))
+        await anyio.lowlevel.checkpoint()
+
+    async with shardq.connect(cluster.url) as client:
+        queue = await client.queue(queue_name, shards=8)
+        await queue.open_group(GROUP)
+        keys = [
+            next(f"k{n}" for n in range(999) if queue.place_of(f"k{n}") == queue.shards[shard]) for shard in range(8)
+        ]
+        async with queue.producer(max_batch_messages=1) as producer, anyio.create_task_group() as tasks:
+            await producer.send_many((key, os.urandom(16 * KIB)) for key in keys[:3] * 60)
+            tasks.start_soon(worker.run, client)
+            await until(lambda: len(stuck) == 3, 20, "the handlers that never end")
+            await until(lambda: held.now() > 400 * KIB, 20, "the messages behind them to be in hand")
+            for number in range(5):
+                await producer.send_many((key, b"%02d" % number + os.urandom(large)) for key in keys[3:5])
+                await producer.send_many((key, b"%02d" % number + os.urandom(16 * KIB)) for key in keys[5:])
+            await until(lambda: len(handled) == 25, 20, "all others to be handled")
+            worker.stop()
+    assert held.most <= 1.1 * 1024 * KIB + 2 * large  # the first of a shard was not expected to be so large
 
 
 async def test_failed_messages_come_again_though_there_is_no_room(
