@@ -92,9 +92,11 @@ class Reshard:
             )
         try:
             parents, table = _DECODER.decode(memoryview(data)[1:])
-            return cls(tuple(parents), RoutingTable.from_bytes(table))
+            plan = cls(tuple(parents), RoutingTable.from_bytes(table))
+            plan.given_up()  # raises where the new shards do not take over exactly what the sealed ones had
         except (msgspec.DecodeError, UsageError) as error:
             raise CorruptData(f"the stored plan of a reshard is damaged: {error}") from error
+        return plan
 
 
 # -- plans -------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import msgspec
@@ -155,6 +156,7 @@ def test_damaged_bytes_are_corrupt_or_another_valid_plan(table: RoutingTable, da
     except CorruptData:
         return
     assert Reshard.from_bytes(damaged.to_bytes()) == damaged
+    assert damaged.given_up().version == damaged.table.version
 
 
 @given(st.binary())
@@ -167,6 +169,15 @@ def test_arbitrary_bytes_are_corrupt(data: bytes) -> None:
 SPLIT = split(RoutingTable.equal(4), 1).table
 
 
+def with_other_bound() -> bytes:
+    """The table of a plan that splits shard 2, but for where the new shard 5 ends and its neighbour begins, which
+    descends from the same shard."""
+    table = split(split(RoutingTable.equal(2), 0).table, 2).table
+    five, three = table.by_id[5], table.by_id[3]
+    moved = {5: replace(five, high=five.high - 1000), 3: replace(three, low=three.low - 1000)}
+    return replace(table, shards=tuple(moved.get(shard.id, shard) for shard in table.shards)).to_bytes()
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -175,10 +186,20 @@ SPLIT = split(RoutingTable.equal(4), 1).table
         [[0], SPLIT.to_bytes()],
         [[1], split(SPLIT, 4).table.to_bytes()],
         [[1], RoutingTable.equal(4).to_bytes()],
+        [[2], with_other_bound()],
         [[1], b"\x09"],
         [[1]],
     ],
-    ids=["no parent", "twice", "not retired", "a child that is retired", "no retired", "no table", "short"],
+    ids=[
+        "no parent",
+        "twice",
+        "not retired",
+        "a child that is retired",
+        "no retired",
+        "children beside their parent",
+        "no table",
+        "short",
+    ],
 )
 def test_wrong_content_is_corrupt(content: object) -> None:
     with pytest.raises(CorruptData):
