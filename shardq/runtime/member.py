@@ -1,11 +1,6 @@
-"""One process as a member of a group: heartbeats, the plan it is told, and the election. Every worker is a candidate;
-`shardq coordinator` is one that takes no shards. Handles no message and owns no shard.
-
-Leadership, after River's terms: a term belongs to one incarnation (nonce) and one election. A leader trusts its term
-until the moment its last successful heartbeat was *sent* plus the leader lease less a margin; a candidate may take over
-when it has seen (term, leader's beats) unchanged for a whole leader lease on its own clock. What a deposed leader still
-writes is refused: plans carry the term, offers the plan's version. No leader means that no owner changes by plan; what
-is owned goes on, and standbys still take a dead worker's shards.
+"""One process as a member of a group: heartbeats, and what they tell of the plan and of the other members. Every worker
+is a candidate for its leader (leadership.py); `shardq coordinator` is one that takes no shards. Handles no message and
+owns no shard.
 """
 
 from __future__ import annotations
@@ -20,19 +15,16 @@ from time import monotonic
 
 import anyio
 
-from shardq.core.lease import Trust, Watch
+from shardq.core.lease import Watch
 from shardq.core.meters import GroupMeters
 from shardq.core.plan import Plan
 from shardq.errors import CorruptData, StoreError, UnknownQueue, UsageError
 from shardq.runtime.contact import Contact, group_gone
-from shardq.runtime.coordinator import Coordinator, Round
 from shardq.runtime.deletion import may_be_there, standing_of
-from shardq.runtime.loads import LoadSampler
+from shardq.runtime.leadership import Leadership
 from shardq.runtime.outages import Outages
-from shardq.runtime.scheduler import Scheduler
 from shardq.runtime.settings import WorkerSettings
 from shardq.runtime.table import BELL, TableFollower
-from shardq.runtime.upkeep import Upkeep
 from shardq.runtime.waker import Waker
 from shardq.storage import control
 from shardq.storage.commands import pack_command
@@ -53,8 +45,8 @@ def made_up_name(role: str = "") -> str:
 
 class Member:
     """Beats until its task is cancelled. `on_change` is called when the plan or the set of silent workers changed;
-    `claimed_from` names the holders of the leases that this worker is about to take. `loads` are sampled while it leads
-    where the group is balanced by load, or `samples_loads`."""
+    `claimed_from` names the holders of the leases that this worker is about to take; `samples_loads` as in
+    leadership.py."""
 
     def __init__(
         self,
@@ -91,39 +83,25 @@ class Member:
         self._beats = 0
         self._alone = False
         self._members: dict[str, Watch] = {}
-        self._leader = Watch()
-        self._term = 0
-        self._leading = False
-        self._trust = Trust(settings.leader_lease_s, -1e9)
-        self.loads = LoadSampler(
-            pipes=pipes,
-            group=group,
-            shards=table.queue.shards,
-            settings=settings,
-            leads=lambda: self.leads,
-            outages=outages,
-            label=f"{keys.queue}/{group}",
-        )
-        self._samples_loads = samples_loads or settings.balance == "load"
-        self._coordinator = Coordinator(
+        self._nudged, self._nudge = False, Waker()
+        self._riders: dict[Waker, float] = {}
+        self.leadership = Leadership(
             pipes=pipes,
             keys=keys,
             group=group,
-            shards=table.queue.shards,
+            table=table,
+            name=name,
+            nonce=self.nonce,
             settings=settings,
             outages=outages,
-            loads=lambda: self.loads.known,
-            retired=lambda: table.queue.table.retired_by_id,
+            elected=self.nudge,
+            pause=self.until_beat,
+            samples_loads=samples_loads,
         )
-        self._nudged, self._nudge = False, Waker()
-        self._riders: dict[Waker, float] = {}
-        leads, pause = (lambda: self.leads), self.until_beat
-        self._scheduler = Scheduler(pipes=pipes, keys=keys, leads=leads, pause=pause)
-        self._upkeep = Upkeep(pipes=pipes, keys=keys, table=table, leads=leads, outages=outages, pause=pause)
 
     @property
     def leads(self) -> bool:
-        return self._term != 0 and self._trust.trusted(monotonic())
+        return self.leadership.holds()
 
     def nudge(self, _payload: str = "") -> None:
         """The control bell: the plan, the leader or a member changed, beat now."""
@@ -145,13 +123,9 @@ class Member:
         self.nudge()
 
     async def run(self) -> None:
-        async with anyio.create_task_group() as self._tasks:
-            # Beside the heartbeats: whatever it waits for does not hold them up.
-            self._tasks.start_soon(self._scheduler.run)
-            self._tasks.start_soon(self._table.run)
-            self._tasks.start_soon(self._upkeep.run)
-            if self._samples_loads:
-                self._tasks.start_soon(self.loads.run)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._table.run)
+            self.leadership.start(tasks)
             await self._keep_beating()
 
     async def _keep_beating(self) -> None:
@@ -174,27 +148,30 @@ class Member:
 
     async def say_goodbye(self) -> None:
         """Resigns and leaves, so that nobody waits anything out."""
-        timeout = self._settings.leader_lease_s
-        bell = self._keys.control_bell(self._group)
         try:
-            if self._term:
-                await self._control("resign", [self.nonce, self._term, bell], timeout)
-                self._term = 0
-            _, left = await self._control("leave", [self.name, self.nonce, bell], timeout)
+            await self.leadership.resign()
+            left = await self._leave()
         except (StoreError, CorruptData) as error:
             _log.warning("%s could not sign off, the others will wait its lease out: %s", self.name, error)
             return
         if not left:
-            await self._clear_up(bell)
+            await self._clear_up()
 
-    async def _clear_up(self, bell: str) -> None:
+    async def _clear_up(self) -> None:
         """The last one: nothing is left of a group that is not there. One that joined just as it was deleted, or led a
         group that nobody had opened, made its hash all the same."""
         try:
             if not await may_be_there(self._pipes, self._table.queue, self._group):
-                await self._control("leave", [self.name, self.nonce, bell, "1"], self._settings.leader_lease_s)
+                await self._leave("1")
         except (StoreError, CorruptData) as error:
             _log.debug("%s: whether its group is there still can't be told: %s", self._label, error)
+
+    async def _leave(self, *gone: str) -> int:
+        """How many members are left."""
+        args = [self.name, self.nonce, self._keys.control_bell(self._group), *gone]
+        lease_s = self._settings.leader_lease_s
+        _, left = await control.control_call(self._pipes, self._keys, self._group, "leave", args, timeout_s=lease_s)
+        return left
 
     @property
     def _pace_s(self) -> float:
@@ -219,7 +196,7 @@ class Member:
 
     async def _beat(self) -> None:
         self._take_along()
-        term, sent = self._term, monotonic()
+        term, sent = self.leadership.term, monotonic()
         beat = await control.beat(
             self._pipes,
             self._keys,
@@ -228,7 +205,7 @@ class Member:
             nonce=self.nonce,
             beats=self._beats + 1,
             leaving=self.leaving,
-            term=self._term,
+            term=term,
             plan_version=self.plan_version,
             watch=("*",) if term else sorted(self._interest()),
             timeout_s=self._settings.leader_lease_s,
@@ -251,14 +228,9 @@ class Member:
         self._take_pause(beat)
         self._take_plan(beat)
         self._take_members(beat.members, monotonic())
-        await self._take_leader(beat, sent)
-        # Only a heartbeat sent as the leader saw every member. In a task of its own, one at a time: a shard's master
-        # that hangs must not hold up the heartbeats.
-        if term and term == self._term and self.leads and not self._leading:
-            round_ = self._coordinator.look(beat, self.plan)
-            if round_ is not None:
-                self._leading = True
-                self._tasks.start_soon(self._lead, round_, term)
+        await self.leadership.see(beat, sent)
+        if term and term == self.leadership.term:  # only a heartbeat that was sent as the leader saw every member
+            self.leadership.act(beat, self.plan)
 
     async def _join_again(self) -> None:
         """What this member joined is gone. It joins again where that was lost, and where the queue was declared anew;
@@ -321,49 +293,3 @@ class Member:
         if silent != self.silent:
             self.silent = silent
             self._on_change()
-
-    async def _take_leader(self, beat: control.Beat, sent: float) -> None:
-        if beat.leader_nonce == self.nonce and beat.term == self._term:
-            self._trust.renewed(sent)
-            return
-        if self._term:
-            _log.warning(
-                "%s of %s/%s no longer leads: term %d was taken over",
-                self.name,
-                self._keys.queue,
-                self._group,
-                self._term,
-            )
-            self._term = 0
-        still = self._leader.see(monotonic(), beat.term, beat.leader_beats, beat.leader_nonce)
-        if beat.leader_nonce and still < self._settings.leader_lease_s:
-            return
-        sent = monotonic()
-        status, term = await self._control(
-            "lead", [self.name, self.nonce, beat.term, beat.leader_beats], self._settings.leader_lease_s
-        )
-        if status == "OK":
-            self._term = term
-            self._trust = Trust(self._settings.leader_lease_s, sent)
-            self._coordinator.begin(term)
-            self._table.look()
-            _log.info("%s leads %s/%s, term %d", self.name, self._keys.queue, self._group, term)
-            self.nudge()
-
-    async def _lead(self, round_: Round, term: int) -> None:
-        try:
-            if not round_.before.owners.keys() <= self._table.queue.shards.keys():
-                await self._table.read()  # before others lose the shards that only this leader does not know
-                if (again := self._coordinator.look(round_.beat, round_.before)) is None:
-                    return
-                round_ = again
-            if not await self._coordinator.perform(self.nonce, round_) and self._term == term:
-                self._term = 0
-            self._outages.well(f"{self._label}: a plan was not stored")
-        except (StoreError, CorruptData, UnknownQueue) as error:
-            self._outages.failed(f"{self._label}: a plan was not stored", error)
-        finally:
-            self._leading = False
-
-    async def _control(self, function: str, args: list[str | bytes | int], timeout_s: float) -> tuple[str, int]:
-        return await control.control_call(self._pipes, self._keys, self._group, function, args, timeout_s=timeout_s)

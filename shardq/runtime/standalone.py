@@ -85,7 +85,7 @@ async def _coordinate(
                     splitter = AutoSplitter(
                         autosplit,
                         joined.name,
-                        loads=lambda: member.loads.details,
+                        loads=lambda: member.leadership.loads.details,
                         ranges=lambda: {shard.id: (shard.low, shard.high) for shard in joined.table.shards},
                         keys=lambda shard: newest_keys(joined, shard, KEYS_WITHIN_S),
                         split=joined.split,

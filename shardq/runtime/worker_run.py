@@ -1,6 +1,6 @@
-"""One run of a worker. Puts the parts together: membership and election (member.py), an owner for each shard that the
-plan gives to this process (owner.py), runners for the handler (runners.py), bells (bells.py), limits. Talks to Redis
-through them only.
+"""One run of a worker. Puts the parts together: membership and, by it, leadership (member.py), an owner for each shard
+that the plan gives to this process (owner.py), runners for the handler (runners.py), bells (bells.py), limits. Talks to
+Redis through them only.
 
 Invariants:
 - Handlers of a shard whose lease can't be trusted any more are cancelled before another worker may take it.

@@ -1,5 +1,5 @@
 """A group's members, leader and plan as Python calls (scripts/control.lua). Decides nothing about them: that is for
-runtime/member.py and runtime/coordinator.py.
+runtime/member.py, leadership.py and coordinator.py.
 
 A member's state is `active` or `leaving`; one that declares something says `active:load:2.5`, its balance and its
 capacity. Builds that know only the two words take that as active. A leaving one has nothing to declare.

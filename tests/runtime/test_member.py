@@ -41,7 +41,7 @@ class Rig:
         )
         monkeypatch.setattr(control, "beat", self.beat)
         monkeypatch.setattr(control, "control_call", self.control_call)
-        monkeypatch.setattr(self.member._coordinator, "look", lambda *_: None)
+        monkeypatch.setattr(self.member.leadership._coordinator, "look", lambda *_: None)
 
     def look(self) -> None:
         self.looked += 1
