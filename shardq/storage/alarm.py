@@ -3,6 +3,9 @@ before their time, and a timer made and cancelled for each would cost more than 
 
 Invariant: there is at most one timer of the event loop's own, and it comes no later than the moment. One that comes
 sooner looks, and is set anew.
+
+A timer that comes too soon wakes an event loop that may have nothing else to do, which costs many times what it takes
+to set one anew. So that is done as well when the moment is moved on and the timer has less than half of the time left.
 """
 
 from __future__ import annotations
@@ -35,25 +38,27 @@ class Alarm:
         self._moment_s = moment_s
         if moment_s == NEVER:
             return
+        now_s = monotonic()
         if self._timer is not None:
-            if self._timer_s <= moment_s:
+            if now_s + (moment_s - now_s) / 2 <= self._timer_s <= moment_s:
                 return
             self._timer.cancel()
-        self._start()
+        self._start(now_s)
 
-    def _start(self) -> None:
+    def _start(self, now_s: float) -> None:
         loop = self._loop
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()  # a system call, up to Python 3.11
         self._timer_s = self._moment_s
-        self._timer = loop.call_later(max(self._moment_s - monotonic(), 0.0), self._look)
+        self._timer = loop.call_later(max(self._moment_s - now_s, 0.0), self._look)
 
     def _look(self) -> None:
         self._timer = None
         if self._moment_s == NEVER:
             return
-        if self._moment_s > monotonic():
-            self._start()
+        now_s = monotonic()
+        if self._moment_s > now_s:
+            self._start(now_s)
             return
         self._moment_s = NEVER
         self._due()
