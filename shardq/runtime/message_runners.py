@@ -38,9 +38,11 @@ class MessageRunners(Runners):
         self.ready: deque[Message] = deque()
 
     def deliver(self, shard: OwnedShard, batches: list[list[Message]]) -> None:
+        # For those that are ready already runners were woken then; but one without leave to begin rests all the same.
+        woken = len(self.ready) if self.limits is None and self.share is None else 0
         for messages in batches:
             shard.admit(messages)
-        self.wake(len(self.ready))
+        self.wake(len(self.ready) - woken)
 
     def resume(self, shard: OwnedShard, messages: list[Message]) -> None:
         self.ready.extend(messages)

@@ -152,6 +152,28 @@ async def test_what_is_ready_of_another_shard_is_handled_as_its_own(monkeypatch:
     assert (rig.shard.hand.acked, other.shard.hand.acked) == (2, 0)
 
 
+async def test_as_many_runners_are_woken_as_messages_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig("abc")
+    for module in (runners, message_runners):
+        monkeypatch.setattr(module, "monotonic", lambda: rig.now_s)
+    rig.runners = MessageRunners(WorkerSettings(concurrency=8), rig.handle)
+    assert rig.shard.lanes is not None
+    assert rig.runners.ready is not None
+    rig.shard.lanes.ready = rig.runners.ready
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as tasks:
+            rig.runners.start(tasks)
+            while len(rig.runners._idle) < 8:
+                await anyio.lowlevel.checkpoint()
+            for message in rig.messages:  # all in one turn of the loop: the one before waits still for its runner
+                rig.runners.deliver(rig.shard, [[message]])
+            assert len(rig.runners._idle) == 5
+            while rig.shard.hand.outstanding:
+                await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+    assert rig.handled == ["a0", "b0", "c0"]
+
+
 async def test_a_waker_ends_a_wait_once_and_at_its_time() -> None:
     waker = Waker()
     waker.set()  # nobody waits: not kept
