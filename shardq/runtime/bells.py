@@ -28,7 +28,7 @@ class _Bell(Channel):
         self._lost()
 
     def came(self, origin: str, payload: bytes) -> None:
-        self._ring(payload.decode(errors="replace"))
+        self._ring(payload.decode("utf-8", "replace"))
 
 
 class Bells:

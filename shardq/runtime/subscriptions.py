@@ -233,9 +233,7 @@ class Subscriptions:
             channel = link.channels.get(told.channel)
             if channel is None:
                 return
-            if told.kind == "message":
-                channel.came(told.origin, told.payload)
-            elif told.kind == "stands" and not channel.standing:
+            if told.kind == "stands" and not channel.standing:
                 channel.standing = True
                 channel.stands()
             elif told.kind == "ended":
@@ -246,7 +244,13 @@ class Subscriptions:
                 self._detach(channel)
                 tasks.start_soon(self._cope, told.trouble)
 
-        await subscription.hear(tell)
+        def came(name: str, origin: str, payload: bytes) -> None:
+            link.answered = True
+            channel = link.channels.get(name)
+            if channel is not None:
+                channel.came(origin, payload)
+
+        await subscription.hear(tell, came)
 
     async def _cope(self, trouble: Trouble) -> None:
         """A node refused a channel: it is tried again where the slot went, or when the channels are regrouped."""

@@ -20,7 +20,8 @@ HEIR_PATIENCE_S = 2.0
 class Wishes:
     """`held` is the lease, while there is one. `rung`: a message came, or the lease moved; `stands`: the bell can be
     heard from now on. Whoever looks at these two puts them out. `called` is set at anything new while there is no
-    lease."""
+    lease. `release_at_monotonic_s`: when a lease is released that no heir has come for; infinite while the worker
+    stays."""
 
     def __init__(self, keys: ShardKeys, nonce: str, pipes: Pipes) -> None:
         self.held: OwnedShard | None = None
@@ -28,7 +29,7 @@ class Wishes:
         self.leaving = False
         self.rung = self.stands = False
         self.called = anyio.Event()
-        self._leaving_since: float | None = None
+        self.release_at_monotonic_s = float("inf")
         self._keys, self._pipes = keys, pipes
         self._taken = f"taken {nonce}"  # what the bell says when this very worker took the lease
 
@@ -40,9 +41,12 @@ class Wishes:
             self.rung = True
         else:
             self.stands = True
-        self._rouse()
-        if self.held is not None:
-            self._pipes.expect(self._keys.slot)  # the step that looks is written in the turn in which it is built
+        held = self.held
+        if held is None:
+            self.called.set()
+            return
+        held.awake.set()
+        self._pipes.expect(self._keys.slot)  # the step that looks is written in the turn in which it is built
 
     def deaf(self) -> None:
         """The bell can't be heard any more: the shard is polled faster."""
@@ -57,15 +61,10 @@ class Wishes:
 
     def leave(self, *, has_heir: bool) -> None:
         """The worker stops: hand over to the heir, or, without one, release once what runs is finished."""
-        if self._leaving_since is None or not has_heir:
-            self._leaving_since = monotonic() if has_heir else -1e9
+        if not self.leaving or not has_heir:
+            self.release_at_monotonic_s = monotonic() + HEIR_PATIENCE_S if has_heir else -1e9
             self.leaving, self.wanted = True, False
             self._look()
-
-    @property
-    def release_at_monotonic_s(self) -> float:
-        """When a lease is released that no heir has come for; infinite while the worker stays."""
-        return self._leaving_since + HEIR_PATIENCE_S if self._leaving_since is not None else float("inf")
 
     def _look(self) -> None:
         self.rung = True

@@ -27,14 +27,11 @@ Node = ClusterNode  # by this name for those who only hand one on
 
 
 class Told(NamedTuple):
-    """What a node said. `channel` is the channel or pattern as it was asked for, `origin` the channel that a message
-    was published on, `trouble` why a subscription was refused. A node ends one by itself when the slot goes elsewhere.
-    """
+    """What a node said, but for messages. `channel` is the channel or pattern as it was asked for, `trouble` why a
+    subscription was refused. A node ends one by itself when the slot goes elsewhere."""
 
-    kind: Literal["stands", "ended", "message", "refused", "other"]
+    kind: Literal["stands", "ended", "refused", "other"]
     channel: str = ""
-    origin: str = ""
-    payload: bytes = b""
     trouble: Trouble | None = None
 
 
@@ -86,10 +83,20 @@ class Subscription:
         except (RedisError, OSError) as error:
             raise self._broken() from error
 
-    async def hear(self, tell: Callable[[Told], None]) -> None:
-        """Calls `tell` for all that the node says, in the turn of the event loop in which it comes, while it lives."""
+    async def hear(self, tell: Callable[[Told], None], came: Callable[[str, str, bytes], None]) -> None:
+        """While it lives, in the turn of the event loop in which it comes: calls `came` for each message, with the
+        channel or pattern as it was asked for, the channel it was published on and its payload; `tell` for all else
+        that the node says."""
 
         def heard(reply: Any) -> bool:
+            match reply:
+                case [b"smessage", bytes() as channel, bytes() as payload]:
+                    name = channel.decode("utf-8", "replace")
+                    came(name, name, payload)
+                    return False
+                case [b"pmessage", bytes() as pattern, bytes() as channel, bytes() as payload]:
+                    came(_text(pattern), _text(channel), payload)
+                    return False
             if not isinstance(reply, ResponseError):
                 told = _told(reply)
             elif self._unanswered:
@@ -112,11 +119,6 @@ class Subscription:
 
 def _told(reply: Any) -> Told:
     match reply:
-        case [b"smessage", bytes() as channel, bytes() as payload]:
-            name = _text(channel)
-            return Told("message", name, name, payload)
-        case [b"pmessage", bytes() as pattern, bytes() as channel, bytes() as payload]:
-            return Told("message", _text(pattern), _text(channel), payload)
         case [b"ssubscribe" | b"psubscribe", bytes() as channel, *_]:
             return Told("stands", _text(channel))
         case [b"sunsubscribe" | b"punsubscribe", bytes() as channel, *_]:
@@ -126,4 +128,4 @@ def _told(reply: Any) -> Told:
 
 
 def _text(name: bytes) -> str:
-    return name.decode(errors="replace")
+    return name.decode("utf-8", "replace")

@@ -189,8 +189,9 @@ async def listening(made: Split) -> AsyncIterator[Callable[[], Awaitable[list[tu
     assert node is not None
     bells = [child.bell for child in made.children]
     told: asyncio.Queue[Told] = asyncio.Queue()
+    rung: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
     async with Subscription(node) as subscription, anyio.create_task_group() as tasks:
-        tasks.start_soon(subscription.hear, told.put_nowait)
+        tasks.start_soon(subscription.hear, told.put_nowait, lambda name, _, said: rung.put_nowait((name, said)))
         await subscription.subscribe(bells)
         for _ in bells:
             assert (await told.get()).kind == "stands"
@@ -198,8 +199,8 @@ async def listening(made: Split) -> AsyncIterator[Callable[[], Awaitable[list[tu
         async def rings() -> list[tuple[str, bytes]]:
             await made.command("SPUBLISH", bells[0], "end")
             found = []
-            while (ring := await told.get()).payload != b"end":
-                found.append((ring.channel, ring.payload))
+            while (ring := await rung.get())[1] != b"end":
+                found.append(ring)
             return found
 
         yield rings
