@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from time import monotonic
 
@@ -54,6 +54,8 @@ class Steps:
         session = self._held.session
         content = session.last_step() if last else session.next_step(limit, self._owning.settings.buffer_messages)
         stepped, sent = await self._send(content, renew=renew)
+        if self._taken is content:
+            return stepped
         return await self._answered(content, stepped, sent, renew=renew)
 
     async def polled(self, poll: IdlePoll) -> calls.Stepped:
@@ -105,11 +107,11 @@ class Steps:
                 self._owning.meters.steps.observe(monotonic() - sent)
                 return stepped, sent
 
-    async def _call(
+    def _call(
         self, content: Step, *, renew: bool, heard: Callable[[calls.Stepped], None] | None = None
-    ) -> calls.Stepped:
+    ) -> Awaitable[calls.Stepped]:
         owning, held = self._owning, self._held
-        return await calls.step(
+        return calls.step(
             owning.pipes,
             held.keys,
             owning.group,
@@ -138,14 +140,15 @@ class Steps:
                 await self._wait_for_room()
             renew = True
             stepped, sent = await self._send(content, renew=renew)
-        if self._taken is not content:
-            self._applied(content, sent, renew=renew)
-            if stepped.status == "REPEAT":
-                self._held.session.reread(content, monotonic())
-            else:
-                if stepped.fetched.marks != self._held.session.marks_version:
-                    await self._load_marks()
-                self._deliver(content, stepped)
+        if self._taken is content:
+            return stepped
+        self._applied(content, sent, renew=renew)
+        if stepped.status == "REPEAT":
+            self._held.session.reread(content, monotonic())
+        else:
+            if stepped.fetched.marks != self._held.session.marks_version:
+                await self._load_marks()
+            self._deliver(content, stepped)
         return stepped
 
     def _heard(self, content: Step, sent: float, stepped: calls.Stepped, *, renew: bool) -> None:

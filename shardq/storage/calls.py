@@ -8,7 +8,7 @@ that the .lua file's header states raises CorruptData.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -47,6 +47,7 @@ def missing_shard(shard: ShardKeys) -> str:
 
 
 NOTHING = Fetched()
+_LEFT = {left.encode(): left for left in (LEFT_PENDING, LEFT_NEW, LEFT_NOTHING)}
 
 
 class Stepped(NamedTuple):
@@ -124,7 +125,7 @@ def _pack_step(
     return pack_call("step", keys, args)
 
 
-async def step(
+def step(
     pipes: Pipes,
     shard: ShardKeys,
     group: str,
@@ -135,7 +136,7 @@ async def step(
     wait: bool,
     timeout_s: float,
     heard: Callable[[Stepped], None] | None = None,
-) -> Stepped:
+) -> Awaitable[Stepped]:
     """Commits and fetches. Raises LeaseLost when the token is not the lease's any more. `heard` is given the answer in
     the turn of the event loop in which it comes, unless the caller waits no longer then."""
     data = _pack_step(shard, group, token, content, content.number, renew=renew, wait=wait)
@@ -146,16 +147,15 @@ async def step(
             heard(stepped)
         return stepped
 
-    stepped: Stepped = await pipes.taken(shard.slot, data, take, timeout_s=timeout_s)
-    return stepped
+    return pipes.taken(shard.slot, data, take, timeout_s=timeout_s)
 
 
 def read_step(shard: ShardKeys, group: str, content: Step, reply: Any) -> Stepped:
     """The reply of a step. Raises LeaseLost as `step` does."""
     with shape("step"):
+        if reply[0] == b"OK":
+            return Stepped("OK", reply[1].decode(), _fetched(reply, content))
         status = reply[0].decode()
-        if status == "OK":
-            return Stepped(status, reply[1].decode(), _fetched(reply, content))
         if status == "REPEAT":
             return Stepped(status, reply[1].decode())
         if status in ("EFFECT", "FULL"):
@@ -190,15 +190,8 @@ def _fetched(reply: Any, content: Step) -> Fetched:
         int(now),
         texts(items) if content.full else None,
         records,
-        _left(left[0]) if content.room is not None else LEFT_NEW,
+        _LEFT[left[0]] if content.room is not None else LEFT_NEW,
     )
-
-
-def _left(said: bytes) -> str:
-    left = said.decode()
-    if left not in (LEFT_PENDING, LEFT_NEW, LEFT_NOTHING):
-        raise ValueError
-    return left
 
 
 async def promote(pipes: Pipes, shard: ShardKeys, *, most: int, timeout_s: float) -> tuple[int, int | None]:

@@ -69,6 +69,22 @@ SETTLED = object()
 Settle = Callable[[int, Any], None]
 
 
+def _joined(calls: Sequence[Packed]) -> tuple[Confirm | None, list[bytes], int]:
+    """What one write carries, its size, and how far it must get."""
+    confirm: Confirm | None = None
+    write: list[bytes] = []
+    size = 0
+    for data, asking, wanted in calls:
+        if asking:
+            write.append(_ASKING)
+        write.append(data)
+        size += len(data)
+        confirm = confirm or wanted
+    if confirm is not None:
+        write.append(confirm.packed)
+    return confirm, write, size
+
+
 class _Replies:
     """The replies to what one write carried, in the order of its calls."""
 
@@ -157,10 +173,7 @@ class Exchanges:
         `settle(index, reply)` is given each reply in the turn of the loop in which it comes, where none waits for
         another's confirmation; SETTLED is returned in its place.
         """
-        confirm = next((call.confirm for call in calls if call.confirm is not None), None)
-        write = [part for call in calls for part in ((_ASKING, call.data) if call.asking else (call.data,))]
-        if confirm is not None:
-            write.append(confirm.packed)
+        confirm, write, size = _joined(calls)
         until = monotonic() + within_s
         try:
             connection = node.acquire_connection()
@@ -171,14 +184,17 @@ class Exchanges:
         broken: Trouble | None = None
         late: Trouble | None = None
         try:
-            if not await self._connected(connection, wire, min(CONNECT_TIMEOUT_S, within_s)):
+            if not (connection.is_connected and wire.is_clean()) and not await self._connected(
+                connection, min(CONNECT_TIMEOUT_S, within_s)
+            ):
                 return [unreachable(node.name)] * len(calls)
-            limit_s = ANSWER_TIMEOUT_S + sum(map(len, write)) / SLOWEST_LINK_BYTES_PER_S
+            limit_s = ANSWER_TIMEOUT_S + size / SLOWEST_LINK_BYTES_PER_S
             began, history = monotonic(), self.histories.of(node.name)
             until = min(began + limit_s, until)
             await wire.read(replies.hear, write, max(0.0, until - began))
-            late = replies.confirmed()
-            self.replicas.unconfirmed = self.replicas.unconfirmed or replies.short
+            if confirm is not None:
+                late = replies.confirmed()
+                self.replicas.unconfirmed = self.replicas.unconfirmed or replies.short
             if confirm is not None and late is None and monotonic() - began > ROLES_CHANGE_S:
                 late = await self._checked(node, wire, confirm, history, max(0.0, until - monotonic()))
         except (RedisError, OSError, *NO_REPLY) as error:
@@ -186,7 +202,10 @@ class Exchanges:
             if wire.late and confirm is not None and replies.unconfirmed and wire.limit_s < WAIT_TIMEOUT_S:
                 broken = not_replicated(node.name, confirm.replicas, "fewer")  # its own time for that was not over
         finally:
-            await self._give_back(node, connection)
+            if self._dropped or not self.still_has(node):
+                await self._put_away(node, connection)
+            else:
+                node.release(connection)
         if replies.failure is not None:
             raise replies.failure
         late = broken or late
@@ -199,7 +218,7 @@ class Exchanges:
         ]
         return taken + [late] * (len(calls) - len(taken))
 
-    async def _give_back(self, node: ClusterNode, connection: Connection) -> None:
+    async def _put_away(self, node: ClusterNode, connection: Connection) -> None:
         if not self.still_has(node):
             # Nobody would ever close what is kept there. Without waiting: this must not be cut short by a cancellation.
             with anyio.CancelScope(shield=True):
@@ -210,13 +229,13 @@ class Exchanges:
                 await self._dropped.pop().disconnect_free_connections()
 
     @staticmethod
-    async def _connected(connection: Connection, wire: Wire, within_s: float) -> bool:
+    async def _connected(connection: Connection, within_s: float) -> bool:
+        """Connects anew where it was connected before."""
         try:
-            if connection.is_connected and not await wire.is_clean():
+            if connection.is_connected:
                 await connection.disconnect(nowait=True)
-            if not connection.is_connected:
-                with anyio.fail_after(within_s):
-                    await connection.connect()
+            with anyio.fail_after(within_s):
+                await connection.connect()
         except (AuthenticationError, AuthorizationError):
             raise
         except (RedisError, OSError, TimeoutError, ValueError, OverflowError) as error:

@@ -20,9 +20,9 @@ Invariants:
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -40,6 +40,8 @@ from shardq.storage.trouble import Trouble
 BACKOFF_FIRST_S = 0.02
 BACKOFF_LAST_S = 0.5
 DEFAULT_TIMEOUT_S = 10.0
+
+Taken = TypeVar("Taken")
 
 
 class Pipes:
@@ -102,12 +104,12 @@ class Pipes:
         """Sends one command that is safe to repeat, already in wire form. Raises like `call`."""
         return await self._answer(Call(slot, Packed(data, False, confirm), monotonic() + timeout_s))
 
-    async def taken(
-        self, slot: int, data: bytes, take: Callable[[Any], Any], *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> Any:
+    def taken(
+        self, slot: int, data: bytes, take: Callable[[Any], Taken], *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Awaitable[Taken]:
         """The same where `take` is given the reply in the turn of the event loop in which it comes, unless the caller
         waits no longer; returns, or raises, what `take` does."""
-        return await self._answer(TakenCall(slot, Packed(data), monotonic() + timeout_s, take))
+        return self._answer(TakenCall(slot, Packed(data), monotonic() + timeout_s, take))
 
     async def _answer(self, call: Call) -> Any:
         sending = Sending(call)
@@ -213,15 +215,14 @@ class Pipes:
                     return
                 await pipe.more()
             now = monotonic()
-            batch, packed = pipe.take(now)
+            batch, packed, last_deadline = pipe.take(now)
             if not batch:
                 continue
-            for sending in batch:
-                sending.written_to = pipe.node.name
-            longest = max(sending.request.deadline for sending in batch) - now
             # Replies are settled as they come. Whoever waited for one has its turn before this task has: what they send
             # next is in the next write.
-            replies = await self.cluster.exchange(pipe.node, packed, within_s=longest, settle=_settler(batch))
+            replies = await self.cluster.exchange(
+                pipe.node, packed, within_s=last_deadline - now, settle=_settler(batch)
+            )
             pending = False
             for sending, reply in zip(batch, replies, strict=True):
                 if reply is SETTLED:

@@ -15,7 +15,7 @@ from shardq.errors import CorruptData, UsageError
 # Ids whose numbers are below 2**64 for their length alone, as those of our time are.
 _PLAIN_ID = re.compile(rb"[1-9][0-9]{0,18}-(?:0|[1-9][0-9]{0,18})")
 
-
+_BYTES = frozenset((bytes,))
 _MISSHAPEN = (TypeError, ValueError, IndexError, AttributeError, KeyError, OverflowError)
 
 
@@ -47,7 +47,7 @@ def text(reply: Any) -> bytes:
 
 def texts(reply: Any) -> list[bytes]:
     """A reply that is a list of strings. Raises TypeError."""
-    if type(reply) is not list or not {bytes}.issuperset(map(type, reply)):
+    if type(reply) is not list or (reply and not _BYTES.issuperset(map(type, reply))):
         raise TypeError
     return reply
 

@@ -241,23 +241,29 @@ class Pipe:
                 sending.request.fail(sending.given_up())
         return None
 
-    def take(self, now: float) -> tuple[list[Sending], list[Packed]]:
-        """What goes in the next write; may be nothing."""
+    def take(self, now: float) -> tuple[list[Sending], list[Packed], float]:
+        """What goes in the next write, which may be nothing, and the last of its deadlines."""
         batch: list[Sending] = []
         packed: list[Packed] = []
-        size = 0
+        size, last_deadline, name = 0, 0.0, self.node.name
         confirmed: Confirm | None = None
-        while len(batch) < MAX_CALLS and size < MAX_BYTES and (sending := self._next(now)) is not None:
-            call = sending.request.pack()
+        while self.waiting and len(batch) < MAX_CALLS and size < MAX_BYTES:
+            sending = self._next(now)
+            if sending is None:
+                break
+            request = sending.request
+            call = request.pack()
             if call.confirm is not None and confirmed is not None and call.confirm is not confirmed:
                 break
             confirmed = confirmed or call.confirm
             self.waiting.popleft()
-            sending.pipe = None
+            sending.pipe, sending.written_to = None, name
+            if request.deadline > last_deadline:
+                last_deadline = request.deadline
             if sending.asked is not None:
                 call = Packed(call.data, True, call.confirm)
                 sending.asked = None
             batch.append(sending)
             packed.append(call)
             size += len(call.data)
-        return batch, packed
+        return batch, packed, last_deadline

@@ -53,6 +53,7 @@ class Wire(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._own: Any = None  # the connection's own protocol
         self._parser: Any = None
+        self._has_left: Callable[[], bool] = bool
         self._poll = select.poll()
         self._heard: Heard | None = None
         self._ended: asyncio.Future[None] | None = None
@@ -78,20 +79,24 @@ class Wire(asyncio.BufferedProtocol):
             self._parser = hiredis.Reader(
                 protocolError=InvalidResponse, replyError=connection._parser.parse_error, notEnoughData=_NOT_ENOUGH
             )
+            self._has_left = connection._parser._reader.has_data  # of hiredis: redis-py makes it anew at each connect
             self._poll = select.poll()
             self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
             self._loop = asyncio.get_running_loop()  # a system call, up to Python 3.11
             self._over = connection._reader.at_eof()  # of which nobody would be told again
         return transport
 
-    async def is_clean(self) -> bool:
+    def is_clean(self) -> bool:
         """Whether a connection that lay idle may be written to: what is written to one that the server has closed since
         could not be told from what got lost on its way. No reply is due, so there is nothing to be read but the end."""
-        connection = self._connection
+        connection: Any = self._connection
         transport = self._meet()
         if self._over or transport.is_closing() or connection.should_reconnect() or self._parser.has_data():
             return False
-        if await connection.can_read():
+        stream = (
+            connection._reader
+        )  # with the next line what redis-py's own `can_read` looks at, two coroutines further
+        if stream._buffer or stream.at_eof() or self._has_left():
             return False
         return not self._poll.poll(0)  # the event loop may not have looked since
 
@@ -154,8 +159,10 @@ class Wire(asyncio.BufferedProtocol):
                 reply = parser.gets()
                 if reply is _NOT_ENOUGH:
                     return
-                if (broken := _said_goodbye(reply)) is not None:
-                    self._end(broken)
+                # Errors after which redis-py does not use a connection any more.
+                first = reply[0] if type(reply) is list and reply else reply
+                if isinstance(first, RedisConnectionError):
+                    self._end(first)
                     return
                 if heard(reply):
                     self._end()
@@ -178,10 +185,3 @@ class Wire(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._own.resume_writing()
-
-
-def _said_goodbye(reply: Any) -> RedisConnectionError | None:
-    """Errors after which redis-py does not use a connection any more."""
-    if type(reply) is list:
-        reply = reply[0] if reply else None
-    return reply if isinstance(reply, RedisConnectionError) else None

@@ -103,7 +103,7 @@ async def test_the_connection_is_as_it_was_afterwards() -> None:
     heard: list[Any] = []
     async with connected(b"+OK\r\n") as (connection, wire):
         for _ in range(3):
-            assert await wire.is_clean()
+            assert wire.is_clean()
             await wire.read(until(1, []), [PING], 30.0)
             await connection.send_packed_command(PING, check_health=False)
             heard.append(await connection.read_response())
@@ -179,7 +179,7 @@ async def test_what_the_listener_raises_closes_the_connection() -> None:
 async def test_what_came_unasked_makes_a_connection_unclean() -> None:
     async with connected(b"+OK\r\n+unasked\r\n") as (_, wire):
         await wire.read(until(1, []), [PING], 30.0)
-        assert not await wire.is_clean()
+        assert not wire.is_clean()
 
 
 async def test_nothing_of_a_reading_is_kept_once_it_is_over() -> None:
@@ -212,7 +212,7 @@ async def test_what_comes_behind_the_last_reply_is_handed_to_nobody() -> None:
 
         await wire.read(hear, [PING], 30.0)
         assert heard == [b"OK"]
-        assert not await wire.is_clean()
+        assert not wire.is_clean()
 
 
 async def test_a_limit_that_passes_as_the_last_reply_comes_breaks_nothing_off() -> None:
@@ -228,7 +228,7 @@ async def test_a_limit_that_passes_as_the_last_reply_comes_breaks_nothing_off() 
 
         await wire.read(hear, [PING], 30.0)
         assert not wire.late
-        assert await wire.is_clean()
+        assert wire.is_clean()
 
 
 async def test_a_connection_that_ended_before_it_was_read_ends_the_reading_at_once() -> None:
@@ -310,7 +310,7 @@ async def _read_it_all(tls: tuple[ssl.SSLContext, str] | None) -> None:
     await connection.connect()
     for size in sizes:
         heard: list[Any] = []
-        assert await wire.is_clean()
+        assert wire.is_clean()
         await wire.read(until(1, heard), [PING], 30.0)
         assert heard == [[None, b"y" * size]]
     with pytest.raises(RedisConnectionError):
