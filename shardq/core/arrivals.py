@@ -61,9 +61,10 @@ class Arrivals:
         """Messages that were delivered again and again without an outcome go where each is handled alone. Only those
         before all others that are in hand: one behind them would be put before an earlier one of its key. Such a one
         was delivered more often only for an answer that was lost, or an owner that went in good order."""
+        if self._trusting:
+            return messages
         if messages and (not times.isdigit() or int(times[:9]) < SUSPECT_DELIVERIES):
             self._trusting = True
-        if self._trusting:
             return messages
         for message in messages:
             self._hand.park(message, SUSPECT_GETS)

@@ -175,7 +175,8 @@ class Account:
     @property
     def most(self) -> int:
         """What this shard should hold at most: at least what one step brings."""
-        return max(STEP_BYTES, self._budget.share)
+        share = self._budget.share
+        return share if share > STEP_BYTES else STEP_BYTES
 
     @property
     def first_entry_bytes(self) -> float:

@@ -197,16 +197,22 @@ class InHand:
 
     def load(self, step: Step) -> None:
         """What is finished so far, as far as it fits, goes with this step."""
-        self._take_burials()
-        step.puts, step.lanes = self._take_moves()
+        if self._burials:
+            self._take_burials()
+        if self._moves:
+            step.puts, step.lanes = self._take_moves()
         for batch in self.entries.values():
             if batch.changed and batch.remaining:
                 step.partial.append((batch, pack_progress(batch.done)))
                 batch.changed = False
         step.acked, step.retried, self.acked, self.retried = self.acked, self.retried, 0, 0
-        step.jobs = [(job, keep_ms, record) for job, (keep_ms, record) in self._jobs.items()]
-        step.finished, step.dead, step.drops, step.effects = self._finished, self._dead, self._drops, self._effects
-        self._finished, self._dead, self._drops, self._effects, self._jobs = [], [], [], [], {}
+        step.finished, self._finished = self._finished, []
+        if self._jobs:
+            step.jobs = [(job, keep_ms, record) for job, (keep_ms, record) in self._jobs.items()]
+            self._jobs = {}
+        if self._dead or self._drops or self._effects:
+            step.dead, step.drops, step.effects = self._dead, self._drops, self._effects
+            self._dead, self._drops, self._effects = [], [], []
         step.full = step.full or bool(step.puts or step.dead or step.drops or step.jobs or step.effects)
 
     def _take_moves(self) -> tuple[list[Put], list[str | None]]:

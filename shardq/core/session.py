@@ -166,14 +166,15 @@ class Session:
 
     def receive(self, step: Step, fetched: Fetched, now_s: float) -> list[list[Message]]:
         """Takes in what the step fetched; returns the messages to handle, in order, a list for each batch."""
-        self._learn_items(step, fetched, now_s)
+        if fetched.items is not None or fetched.next_item > self.later.next_item:
+            self._learn_items(step, fetched, now_s)
         entries, progress = fetched.entries, fetched.progress
         if step.cursor != NEW and step.entries_max:
             if fetched.left != LEFT_PENDING:
                 self.cursor = NEW
             elif entries:
                 self.cursor = entries[-1][0].decode()
-        batches = self._open_items(step, fetched, now_s)
+        batches = self._open_items(step, fetched, now_s) if step.gets else []
         size = fresh = count = 0
         held_before = self.hand.held_bytes
         if entries:
@@ -200,12 +201,10 @@ class Session:
         if fetched.items is not None:
             self.later.learn(fetched.items, fetched.next_item, fetched.now_ms, now_s)
             self.loaded = self.loaded or not self.later.behind
-        elif fetched.next_item > self.later.next_item:
+        else:
             self.later.next_item = fetched.next_item  # a dead letter was replayed: the next step asks for it
 
     def _open_items(self, step: Step, fetched: Fetched, now_s: float) -> list[list[Message]]:
-        if not step.gets:
-            return []
         self.appetite.learn_items(len(step.gets), sum(map(len, fetched.records)))
         pairs = zip(step.gets, fetched.records, strict=True)
         opened = (self.arrivals.open_item(item, raw, now_s) for item, raw in pairs)

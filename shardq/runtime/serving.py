@@ -46,7 +46,7 @@ class Serving:
                 self._caught_up = False
             wishes.rung = wishes.stands = False  # the step that commits what is in hand looks too
             now = monotonic()
-            if not held.draining and (self._heir_ready or now >= wishes.release_at_monotonic_s):
+            if (self._heir_ready or now >= wishes.release_at_monotonic_s) and not held.draining:
                 held.drain()
                 drain_from = now
             if held.draining:
@@ -58,15 +58,16 @@ class Serving:
             else:
                 if held.keeps_time(now) and await keep_time(self._owning, held, now):
                     self._caught_up = False
-                self._ask_for_items(now)
-            pause = self._until_due(now)
+                if session.later.items:
+                    self._ask_for_items(now)
+            limit = 0 if held.draining or account.waits else session.entries_wanted(buffer)
+            pause = self._until_due(now, limit)
             if pause > 0 and (wishes.rung or wishes.stands):
                 continue  # somebody rang while `keep_time` waited for its answer: that woke nobody
-            limit = 0 if held.draining or account.waits else session.entries_wanted(buffer)
             if pause <= 0:
                 wanted, limit = limit, session.reserve(limit, buffer)
                 if wanted and not limit:
-                    if self._fetch_due():
+                    if self._fetch_due(wanted):
                         continue  # in line for room: unless more is due than to fetch, this rests until it is pledged
                     account.withdraw()  # more would have come with a commit, and comes with another one
                 self._stepped_at = now
@@ -102,15 +103,18 @@ class Serving:
 
     # -- when a step is due ----------------------------------------------------------------------------------
 
-    def _until_due(self, now: float) -> float:
-        """Seconds until the next step is due by itself; 0 when it is now."""
+    def _until_due(self, now: float, limit: int) -> float:
+        """Seconds until the next step is due by itself; 0 when it is now. It would fetch `limit` entries."""
         held, session, hand, settings = self._held, self._held.session, self._held.hand, self._settings
         caught_up = self._caught_up
-        hungry = session.hungry and (session.loaded or not session.account.waits)  # the first step brings all at once
-        fetch = not held.draining and (hungry or (not session.account.waits and self._fetch_due()))
-        last_commit = hand.uncommitted and (hand.outstanding == 0 or (held.draining and held.running == 0))
-        at_once = held.draining or hand.urgent or not caught_up or hand.acked >= COMMIT_AT_ONCE
-        if fetch or (last_commit and at_once):
+        if not held.draining:
+            if self._fetch_due(limit):
+                return 0.0
+            if session.hungry and (session.loaded or not session.account.waits):  # the first step brings all at once
+                return 0.0
+        uncommitted = hand.uncommitted
+        last_commit = uncommitted and (hand.outstanding == 0 or (held.draining and held.running == 0))
+        if last_commit and (held.draining or not caught_up or hand.acked >= COMMIT_AT_ONCE or hand.urgent):
             return 0.0
         due = held.trust.renew_at_monotonic_s
         if last_commit:  # the next message may come within this time: then one step commits this and fetches that
@@ -120,7 +124,7 @@ class Serving:
         if hand.outstanding:
             commit = max(
                 self._stepped_at + settings.commit_interval_s,
-                now if hand.uncommitted else now + settings.commit_interval_s,
+                now if uncommitted else now + settings.commit_interval_s,
             )
             due = min(due, commit)
         if caught_up:
@@ -128,12 +132,15 @@ class Serving:
             due = min(due, self._stepped_at + poll)
         return due - now
 
-    def _fetch_due(self) -> bool:
-        """Whether there may be more in the store, and half of what may be in hand is through."""
-        session, hand, buffer = self._held.session, self._held.hand, self._settings.buffer_messages
-        if self._caught_up or hand.outstanding > buffer // 2 or hand.held_bytes > session.account.most // 2:
+    def _fetch_due(self, limit: int) -> bool:
+        """Whether there may be more in the store, and half of what may be in hand is through; then as many entries as
+        `limit` are fetched."""
+        if self._caught_up or not limit:
             return False
-        return session.entries_wanted(buffer) > 0
+        hand = self._held.hand
+        return hand.outstanding <= self._settings.buffer_messages // 2 and (
+            hand.held_bytes <= self._held.session.account.most // 2
+        )
 
     async def _rest(self, pause: float) -> None:
         held, account = self._held, self._held.session.account

@@ -20,6 +20,7 @@ from shardq.core.message import Message, Ownership
 from shardq.core.session import Session
 from shardq.runtime.failures import dead_record_of
 from shardq.runtime.waker import Waker
+from shardq.storage.alarm import NEVER
 from shardq.storage.keys import ShardKeys
 
 PROMOTE_PAUSE_S = 0.01  # so much at least lies between two moves: what becomes due meanwhile goes together
@@ -87,7 +88,7 @@ class OwnedShard(Ownership):
         self.draining = False
         self.ending = False
         self.suspended: list[Message] = []
-        self.promote_at_monotonic_s = float("inf")
+        self.promote_at_monotonic_s = NEVER
         self.promoted_at_monotonic_s = 0.0
         self.tidy_at_monotonic_s = 0.0
         self.wake_at = -1
@@ -141,8 +142,10 @@ class OwnedShard(Ownership):
 
     def due_in(self, now_s: float, due_in_ms: int | None) -> None:
         """A step said when the next delayed message is due."""
-        due = float("inf") if due_in_ms is None else now_s + due_in_ms / 1000
-        self.promote_at_monotonic_s = max(due, self.promoted_at_monotonic_s + PROMOTE_PAUSE_S)
+        if due_in_ms is None:
+            self.promote_at_monotonic_s = NEVER
+        else:
+            self.promote_at_monotonic_s = max(now_s + due_in_ms / 1000, self.promoted_at_monotonic_s + PROMOTE_PAUSE_S)
 
     def keeps_time(self, now_s: float) -> bool:
         """Whether anything of it is due that comes with time (timekeeping.py)."""

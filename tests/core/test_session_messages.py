@@ -311,7 +311,7 @@ def test_only_the_last_state_of_a_job_is_stored() -> None:
     assert session.hand.uncommitted
     step = session.next_step(0)
     assert (step.jobs, step.full) == ([(JOB, 6, b"two")], True)
-    assert session.next_step(0).jobs == []
+    assert not session.next_step(0).jobs
 
 
 def test_a_job_whose_effect_was_refused_is_not_done() -> None:
@@ -345,7 +345,7 @@ def test_effects_of_a_message_that_failed_are_forgotten(how: str) -> None:
     else:
         session.hand.put_off(one, 1.5, "it failed", 0.0)
     step = session.next_step(0)
-    assert (step.effects, session.hand.owner.effects) == ([], {})
+    assert (list(step.effects), session.hand.owner.effects) == ([], {})
     assert [put.wait_ms for put in step.puts] == ([] if how == "bury" else [1500])
 
 
