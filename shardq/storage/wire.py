@@ -93,9 +93,8 @@ class Wire(asyncio.BufferedProtocol):
         transport = self._meet()
         if self._over or transport.is_closing() or connection.should_reconnect() or self._parser.has_data():
             return False
-        stream = (
-            connection._reader
-        )  # with the next line what redis-py's own `can_read` looks at, two coroutines further
+        stream = connection._reader
+        # What redis-py's own `can_read` looks at, two coroutines further.
         if stream._buffer or stream.at_eof() or self._has_left():
             return False
         return not self._poll.poll(0)  # the event loop may not have looked since
