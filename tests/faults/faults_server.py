@@ -155,20 +155,36 @@ def needs_own_disk(lab: Lab) -> str | None:
 
 @in_turn
 def fill_disk(lab: Lab, chance: random.Random) -> Heal:
-    """In its turn: a node that can't write down who is master of what gives up."""
+    """In its turn: a node that can't write down who is master of what ends itself. Then its file lacks what it took
+    last, so its replica has to take over before it is back (docs/guide/memory.md)."""
     server = on_own_disk(lab)
     assert server is not None
     if not lab.is_master(server):
         lab.fail_over(server)
+    replica = _linked_replica(lab, server) if len(lab.cluster.processes) > lab.shares else None
     machine.fill_disk(server.folder)
 
     def heal() -> None:
         machine.empty_disk(server.folder)
         if not server.alive:
+            if replica is not None:
+                lab.wait_for_promotion(replica)
             server.restart()
         _rewrite_file(lab, server)
 
     return heal
+
+
+def _linked_replica(lab: Lab, master: LocalServer) -> LocalServer:
+    """Waits for it: who became master a moment ago may have none that is linked yet."""
+    found: list[LocalServer] = []
+
+    def linked() -> bool:
+        found.extend(filter(None, [lab.replica_of(master)]))
+        return bool(found)
+
+    until(linked, f"a replica of {master.port}")
+    return found[0]
 
 
 def _rewrite_file(lab: Lab, server: LocalServer) -> None:
