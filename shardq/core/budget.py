@@ -175,8 +175,7 @@ class Account:
     @property
     def most(self) -> int:
         """What this shard should hold at most: at least what one step brings."""
-        share = self._budget.share
-        return share if share > STEP_BYTES else STEP_BYTES
+        return max(STEP_BYTES, self._budget.share)
 
     @property
     def first_entry_bytes(self) -> float:

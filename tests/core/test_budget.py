@@ -153,13 +153,19 @@ def test_nothing_comes_beyond_the_bound_before_anything_came_at_all() -> None:
     assert not third.account.pledge
 
 
-def test_it_is_given_more_once_all_that_is_held_fits() -> None:
+def one_beyond() -> tuple[Budget, Shard, Shard, Shard]:
+    """Of 100 bytes the first shard holds 60; the second holds as many, beyond the bound; the third holds nothing."""
     budget = Budget(100)
-    one, other, third = shards(budget, 3)
+    one, beyond, empty = shards(budget, 3)
     budget.first_entry_bytes = 1.0
     assert one.fetch(60, came=60)
-    assert other.account.ask(60, 60) == 60
-    other.came(60)
+    assert beyond.account.ask(60, 60) == 60
+    beyond.came(60)
+    return budget, one, beyond, empty
+
+
+def test_it_is_given_more_once_all_that_is_held_fits() -> None:
+    budget, one, other, third = one_beyond()
     assert not other.fetch(5)
     assert third.fetch(10), "what waits for that holds up nobody"
     assert third.fetch(2)
@@ -169,12 +175,7 @@ def test_it_is_given_more_once_all_that_is_held_fits() -> None:
 
 
 def test_what_fits_again_makes_place_for_the_next_though_it_has_no_room_for_more() -> None:
-    budget = Budget(100)
-    one, other, large = shards(budget, 3)
-    budget.first_entry_bytes = 1.0
-    assert one.fetch(60, came=60)
-    assert other.account.ask(60, 60) == 60
-    other.came(60)
+    _, one, other, large = one_beyond()
     assert not other.account.ask(50, 50)
     assert not large.account.ask(70, 70)
     one.finish()
